@@ -1,0 +1,223 @@
+"""Frozen configurations, JSON in and out, and the presets.
+
+A run is a function of one `RunConfig`; an ablation is one `dataclasses.replace`.
+Lengths are counted in tokens, rates are fractions in [0, 1], potentials and thresholds are dimensionless.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from symboliclight.errors import InputError
+
+FORMAT = 1  # raised when a field changes meaning; readers refuse a higher number
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and switches of one model. Defaults are SymbolicLight V1 (arXiv 2605.21333)."""
+
+    family: Literal["symboliclight", "gpt2"] = "symboliclight"
+    vocab_size: int = 48_000
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    head_dim: int = 64
+    d_ff: int = 4096
+    max_seq_len: int = 2048  # tokens; a hard limit for gpt2, the trained horizon for symboliclight
+    window: int = 256  # tokens a query looks back
+    n_anchors: int = 4  # first tokens that stay visible for ever
+    rope_base: float = 10_000.0
+    dropout: float = 0.1
+    # neurons
+    v_threshold: float = 1.0
+    leak: float = 0.95  # membrane kept per token
+    v_clamp: float = 3.0  # encoder membrane stays in [-v_clamp, v_clamp]
+    surrogate_alpha: float = 2.0  # steepness of the ATan surrogate
+    lif_gradient: Literal["local", "bptt", "bptt_detached"] = "local"
+    learn_neuron: bool = False  # per-channel leak and threshold of the encoder are learned
+    # switches for science
+    spike_source: Literal["lif", "threshold", "topk", "dense"] = "lif"
+    encoder_threshold: float | None = None  # encoder only; None means v_threshold
+    topk_rate: float = 0.1  # active fraction of spike_source="topk"
+    block_spikes: bool = True  # False: blocks hand on their continuous stream (dense twin)
+    gate: bool = True  # one-bit token gate
+    paths: Literal["both", "decay", "attention"] = "both"
+    ffn: Literal["spike", "gelu"] = "spike"
+    prior: Literal["dynamic", "static", "none"] = "dynamic"
+    prior_weight: float = 0.1
+    learn_prior_weight: bool = False
+    aux_layers: tuple[int, ...] = ()  # blocks (from 0) whose stream also feeds the shared head in training
+    exit_entropy: float | None = None  # nats; early exit at inference, off by default (published: 0.3)
+
+    def __post_init__(self) -> None:
+        positive = ("vocab_size", "d_model", "n_layers", "n_heads", "head_dim", "d_ff", "max_seq_len", "v_threshold",
+                    "v_clamp", "surrogate_alpha", "rope_base")
+        for name in positive:
+            _require(getattr(self, name) > 0, f"model.{name} must be positive, got {getattr(self, name)}")
+        for name in ("window", "n_anchors"):
+            _require(getattr(self, name) >= 0, f"model.{name} must not be negative, got {getattr(self, name)}")
+        _require(self.d_model == self.n_heads * self.head_dim,
+                 f"model.d_model must equal n_heads * head_dim, got {self.d_model} != {self.n_heads} * {self.head_dim}")
+        _require(self.head_dim % 2 == 0, f"model.head_dim must be even for RoPE, got {self.head_dim}")
+        _require(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), got {self.dropout}")
+        _require(0 < self.leak <= 1, f"model.leak must be in (0, 1], got {self.leak}")
+        _require(0 < self.topk_rate <= 1, f"model.topk_rate must be in (0, 1], got {self.topk_rate}")
+        bad = [i for i in self.aux_layers if not 0 <= i < self.n_layers - 1]
+        _require(not bad, f"model.aux_layers must name inner layers 0..{self.n_layers - 2}, got {bad}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the token shards are and how their domains are mixed."""
+
+    directory: str = ""  # a folder written by `symboliclight corpus shards`
+    weights: dict[str, float] = field(default_factory=dict)  # domain -> weight; empty: in proportion to tokens
+    seq_len: int = 512  # tokens per training sequence
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation. Defaults are the published V1 recipe."""
+
+    tokens: int = 3_000_000_000  # training budget
+    batch_size: int = 8  # sequences per micro-batch
+    accumulate: int = 1  # micro-batches per optimiser step
+    lr: float = 3e-4
+    min_lr: float = 1e-5
+    warmup_steps: int = 2000
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1  # matrices only: not norms, priors, gates, decays
+    clip: float = 1.0  # global gradient norm
+    z_loss: float = 1e-4
+    aux_weight: float = 0.3  # weight of the mean auxiliary cross-entropy at model.aux_layers
+    precision: Literal["bfloat16", "float32"] = "bfloat16"  # autocast dtype
+    seed: int = 42
+    log_every: int = 10  # steps
+    eval_every: int = 200  # steps; 0 switches validation off
+    eval_tokens: int = 65_536  # validation tokens per domain
+    save_every: int = 200  # steps
+    keep: int = 3  # step checkpoints kept beside best and last
+    divergence: float = 2.0  # nats above the running mean loss that trigger a rollback with half the rate
+    max_rollbacks: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_size", "accumulate", "lr", "clip", "log_every", "save_every", "keep", "eval_tokens"):
+            _require(getattr(self, name) > 0, f"train.{name} must be positive, got {getattr(self, name)}")
+        for name in ("min_lr", "warmup_steps", "weight_decay", "z_loss", "eval_every", "aux_weight", "max_rollbacks"):
+            _require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+_V1_194M = ModelConfig()
+_TINY = ModelConfig(vocab_size=4096, d_model=128, n_layers=4, n_heads=4, head_dim=32, d_ff=640, max_seq_len=256,
+                    window=64, dropout=0.0)
+_MINI = ModelConfig(vocab_size=8192, d_model=192, n_layers=6, n_heads=3, head_dim=64, d_ff=1024, max_seq_len=512,
+                    window=128, dropout=0.0)
+
+
+def _gpt2(vocab_size: int, n_layers: int, n_heads: int, head_dim: int, max_seq_len: int, dropout: float) -> ModelConfig:
+    d_model = n_heads * head_dim
+    return ModelConfig(family="gpt2", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads,
+                       head_dim=head_dim, d_ff=4 * d_model, max_seq_len=max_seq_len, dropout=dropout)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "v1-194m": _V1_194M,
+    "v1-0.8b": ModelConfig(vocab_size=57_344, d_model=1536, n_layers=22, n_heads=24, d_ff=6144, max_seq_len=512,
+                           window=512, learn_prior_weight=True),
+    "mini": _MINI,
+    "tiny": _TINY,
+    "gpt2-124m": _gpt2(48_000, 12, 12, 64, 512, 0.1),
+    "gpt2-201m": _gpt2(48_000, 12, 16, 64, 512, 0.1),
+    "gpt2-mini": _gpt2(8192, 8, 4, 60, 512, 0.0),
+    "gpt2-tiny": _gpt2(4096, 6, 4, 38, 256, 0.0),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """Return the named preset; an unknown name raises `InputError` with the known ones."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+C = TypeVar("C")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON values of a config, nested, with tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[C], values: Any, where: str = "config") -> C:
+    """Build `cls` from plain values; unknown fields and wrong types raise `InputError` naming them."""
+    _require(isinstance(values, dict), f"{where}: expected an object with fields, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    _require(not unknown, f"{where}: unknown field {', '.join(unknown)}; written by a newer symboliclight, or misspelt")
+    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one JSON value against a field's type and return it in that type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is Literal:
+        _require(value in args, f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), f"{where} must be a list, got {value!r}")
+        return tuple(_convert(args[0], v, where) for v in value)
+    if origin is dict:
+        _require(isinstance(value, dict), f"{where} must be an object, got {value!r}")
+        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        _require(abs(value) < float("inf"), f"{where} must be finite, got {value!r}")
+        return float(value)
+    _require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)),
+             f"{where} must be {hint.__name__}, got {value!r}")
+    return value
+
+
+def save_json(path: str | Path, **sections: Any) -> None:
+    """Write configs as one JSON file `{"format": 1, "model": {...}, ...}`."""
+    body = {"format": FORMAT, **{name: to_dict(config) for name, config in sections.items()}}
+    Path(path).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+def load_json(path: str | Path) -> dict[str, Any]:
+    """Read a file written by `save_json`, refusing what is not JSON or comes from the future."""
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); restore it from a good copy") from error
+    _require(isinstance(body, dict), f"{path} must hold a JSON object; restore it from a good copy")
+    written = body.pop("format", None)
+    _require(isinstance(written, int), f"{path} has no format number; it is not a symboliclight config")
+    _require(written <= FORMAT, f"{path} has format {written}, this version reads up to {FORMAT}; upgrade symboliclight")
+    return body

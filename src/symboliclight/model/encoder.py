@@ -1,0 +1,67 @@
+"""Token ids -> spikes and the continuous stream (DESIGN section 1, "Encoder")."""
+
+import torch
+from torch import Tensor, nn
+
+from symboliclight.config import ModelConfig
+from symboliclight.ops import lif_scan, spike, topk_mask
+
+
+class Spike(nn.Module):
+    """A memoryless spike site s = 1[v >= θ]; a module so that each site can be found and measured by name."""
+
+    threshold: Tensor
+
+    def __init__(self, threshold: float, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.register_buffer("threshold", torch.tensor(threshold), persistent=False)
+
+    def forward(self, v: Tensor) -> Tensor:
+        return spike(v, self.threshold, self.alpha)
+
+
+class Neuron(nn.Module):
+    """The encoder's spike source: LIF, memoryless threshold, top-k mask, or dense (the input itself)."""
+
+    leak: Tensor
+    threshold: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        threshold = config.v_threshold if config.encoder_threshold is None else config.encoder_threshold
+        start = {"leak": torch.full((config.d_model,), config.leak), "threshold": torch.full((config.d_model,), threshold)}
+        for name, value in start.items():
+            if config.learn_neuron:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value, persistent=False)
+
+    def forward(self, x: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), membrane (B, D) -> spikes (B, T, D), membrane after the last reset (B, D)."""
+        c = self.config
+        if c.spike_source == "lif":
+            return lif_scan(x, membrane, self.leak, self.threshold, c.surrogate_alpha, c.v_clamp, c.lif_gradient)
+        if c.spike_source == "threshold":
+            return spike(x, self.threshold, c.surrogate_alpha), membrane
+        if c.spike_source == "topk":
+            return topk_mask(x, c.topk_rate, c.surrogate_alpha), membrane
+        return x, membrane
+
+
+class Encoder(nn.Module):
+    """Embedding, LayerNorm, and the only stateful neuron of the model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.neuron = Neuron(config)
+
+    def forward(self, tokens: Tensor, membrane: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens (B, T), membrane (B, D), present (B, T, 1) or None -> spikes, stream (B, T, D), membrane (B, D)."""
+        x = self.norm(self.embedding(tokens))
+        x = x if present is None else x * present
+        s, membrane = self.neuron(x, membrane)
+        return s, x, membrane

@@ -1,0 +1,26 @@
+"""Feed-forward block with spiking hidden units (DESIGN section 1, "ffn")."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from symboliclight.config import ModelConfig
+from symboliclight.model.encoder import Spike
+from symboliclight.ops import event_linear
+
+
+class FeedForward(nn.Module):
+    """c <- LayerNorm(c + W_down f),  f = 1[W_up c >= θ], or GELU(W_up c) as the control."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.activation = Spike(config.v_threshold, config.surrogate_alpha) if config.ffn == "spike" else nn.GELU()
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """c (B, T, D) -> c (B, T, D)."""
+        f = self.dropout(self.activation(self.up(c)))
+        linear = event_linear if isinstance(self.activation, Spike) else F.linear
+        return self.norm(c + linear(f, self.down.weight))

@@ -1,0 +1,80 @@
+"""Dual-path mixer: exponential-decay memory and spike-gated window attention (DESIGN section 1, "Block")."""
+
+import torch
+from torch import Tensor, nn
+
+from symboliclight.config import ModelConfig
+from symboliclight.model.state import LayerState
+from symboliclight.ops import decay_scan, event_linear, rope, window_attention
+
+
+class Mixer(nn.Module):
+    """c <- LayerNorm(c + W_out o),  o = a · attention(c) + (1 - a) · decay(s), or the one path that is on."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.d_model
+        if config.paths != "attention":
+            self.tcam = nn.Linear(D, D, bias=False)
+            self.decay_raw = nn.Parameter(torch.full((config.n_heads,), 3.0))
+        if config.paths != "decay":
+            self.q = nn.Linear(D, D, bias=False)
+            self.k = nn.Linear(D, D, bias=False)
+            self.v = nn.Linear(D, D, bias=False)
+        if config.paths == "both":
+            self.attn_gate = nn.Parameter(torch.zeros(1))
+        self.out = nn.Linear(D, D, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(D)
+
+    def forward(
+        self, s: Tensor, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState
+    ) -> tuple[Tensor, LayerState]:
+        """s, c (B, T, D), gate (B, T) bool, position (B,) of the first token -> c (B, T, D) and the new past."""
+        B, T, D = c.shape
+        heads = (B, T, self.config.n_heads, self.config.head_dim)
+        paths, new = self.config.paths, LayerState()
+        if paths != "attention":
+            assert past.h is not None
+            decay, new.h = decay_scan(event_linear(s, self.tcam.weight).view(heads), self.decay_raw.sigmoid(), past.h)
+        if paths != "decay":
+            q, k = rope(self.q(c).view(heads), tables), rope(self.k(c).view(heads), tables)
+            attention = self._attend(q, k, self.v(c).view(heads), gate, position, past, new)
+        if paths == "both":
+            o = torch.lerp(decay, attention, self.attn_gate.sigmoid().to(decay.dtype))
+        else:
+            o = decay if paths == "decay" else attention
+        return self.norm(c + self.out(self.dropout(o.reshape(B, T, D)))), new
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, position: Tensor, past: LayerState, new: LayerState
+    ) -> Tensor:
+        """Window attention over past and present keys; fills the attention part of `new`."""
+        assert past.k is not None and past.v is not None and past.gate is not None and past.anchor_gate is not None
+        columns = torch.arange(self.config.n_anchors, device=k.device) - position[:, None]  # (B, A) of each anchor in k
+        here = (columns >= 0) & (columns < k.shape[1])
+        columns = columns.clamp(0, k.shape[1] - 1)
+        new.anchor_k = _anchors(past.anchor_k, k, columns, here)
+        new.anchor_v = _anchors(past.anchor_v, v, columns, here)
+        new.anchor_gate = torch.where(here, gate.gather(1, columns), past.anchor_gate)
+        keys, values = torch.cat([past.k.to(k.dtype), k], 1), torch.cat([past.v.to(v.dtype), v], 1)
+        open_ = torch.cat([past.gate, gate], 1)
+        W = self.config.window
+        new.k, new.v, new.gate = _last(keys, W), _last(values, W), _last(open_, W)
+        return window_attention(q, keys, values, open_, new.anchor_k, new.anchor_v, new.anchor_gate, position, W)
+
+
+def _anchors(old: Tensor | None, x: Tensor, columns: Tensor, here: Tensor) -> Tensor:
+    """Anchor rows (B, A, H, K): from this call's x where they lie in it, else as they were."""
+    assert old is not None
+    found = x.gather(1, columns[..., None, None].expand(-1, -1, *x.shape[2:]))
+    return torch.where(here[..., None, None], found, old.to(x.dtype))
+
+
+def _last(x: Tensor, window: int) -> Tensor:
+    """The last `window` entries along T, padded on the left with zeros (gate off)."""
+    missing = window - x.shape[1]
+    if missing > 0:
+        return torch.cat([x.new_zeros(len(x), missing, *x.shape[2:]), x], 1)
+    return x[:, x.shape[1] - window :]
