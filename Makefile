@@ -1,0 +1,38 @@
+# Two commands matter: `make demo` (set-up + the main job) and `make test` (set-up + tests).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
+	@echo "make test   install and run the tests"
+	@echo "make lint   install and run ruff and mypy"
+	@echo "make bench  install and run the benchmarks into results/"
+	@echo "make clean  remove the virtual environment and build files"
+
+$(VENV)/installed: $(SOURCES)
+	@echo "installing into $(VENV) (about two minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) scikit-build-core nanobind cmake ninja
+	@$(PIP) --no-build-isolation '.[all]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/symboliclight demo --out demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/symboliclight bench all
+
+clean:
+	rm -rf $(VENV) build
