@@ -11,11 +11,11 @@ import symboliclight
 
 ROOT = Path(symboliclight.__file__).parent
 FLOORS: list[set[str]] = [
-    {"errors", "config", "tokenizer", "checkpoint"},
+    {"errors", "config", "tokenizer", "checkpoint", "provenance"},
     {"ops"},
     {"model", "data", "engine", "_native"},
     {"sampling", "train", "optim", "distributed"},
-    {"evaluate", "sparsity", "energy", "study", "report", "plots", "recipes", "interop"},
+    {"evaluate", "sparsity", "energy", "study", "report", "plots", "recipes", "interop", "benchmarks"},
     {"cli", "commands", "serve"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,45 @@
+"""What all benchmarks share: interleaved timing, rows, and the result file."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from symboliclight.provenance import write_result
+
+
+def medians(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0) -> dict[str, float]:
+    """Median seconds of each contender. They take turns, so that a busy machine slows all of them alike.
+
+    Each runs once unmeasured, then `rounds` times, fewer (but at least 3) once `seconds` are spent.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    begin = time.perf_counter()
+    for done in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            taken[name].append(time.perf_counter() - start)
+        if done >= 2 and time.perf_counter() - begin > seconds:
+            break
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def row(name: str, unit: str, value: float, against: float, ratio: float, target: float | None = None) -> dict[str, Any]:
+    """One row of a result file; `ratio` is better when larger, `target` what was asked of it."""
+    return {"name": name, "unit": unit, "value": _short(value), "against": _short(against), "ratio": _short(ratio),
+            "target": target}
+
+
+def write(name: str, rows: list[dict[str, Any]], directory: Path, **more: Any) -> Path:
+    """Write results/bench-NAME.json; only a benchmark whose check has passed gets here."""
+    path = directory / f"bench-{name}.json"
+    write_result(path, {"check": "passed", **more, "rows": rows})
+    return path
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

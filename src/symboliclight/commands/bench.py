@@ -1,0 +1,56 @@
+"""`symboliclight bench NAME`: measure on this machine and write results/bench-NAME.json."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from symboliclight.errors import InputError
+
+BENCHMARKS = {
+    "ops": "each native kernel against its torch form and loop",
+    "model": "training step of mini beside GPT-2; forwards of v1-194m beside the reference forms",
+}
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("bench", help="measure speed on this machine, as ratios in one run")
+    names = "; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items())
+    p.add_argument("name", choices=[*BENCHMARKS, "all"], help=names)
+    p.add_argument("--out", type=Path, default=Path("results"), help="folder for bench-NAME.json (default: results)")
+    p.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    p.add_argument("--quick", action="store_true", help="small shapes, to try the benchmark itself; not for quoting")
+    p.add_argument("--json", action="store_true", help="print the result file instead of a table")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("bench needs PyTorch: pip install 'symboliclight[bench]'") from error
+    torch.set_num_threads(args.threads)
+    for name in BENCHMARKS if args.name == "all" else [args.name]:
+        module = importlib.import_module(f"symboliclight.benchmarks.{name}")
+        path = module.run(args.out, quick=args.quick)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if args.json:
+            print(json.dumps(result, indent=1))
+        else:
+            _table(name, result["rows"])
+            print(f"written to {path}")
+
+
+def _table(name: str, rows: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"bench {name}: check passed")
+    for column in ("what", "unit", "value", "against", "ratio", "target"):
+        table.add_column(column, justify="left" if column in ("what", "unit") else "right")
+    for r in rows:
+        missed = r["target"] is not None and r["ratio"] < r["target"]
+        target = "" if r["target"] is None else f"{r['target']:g}"
+        table.add_row(r["name"], r["unit"], f"{r['value']:g}", f"{r['against']:g}",
+                      f"[red]{r['ratio']:.2f}[/]" if missed else f"{r['ratio']:.2f}", target)
+    Console().print(table)

@@ -1,0 +1,67 @@
+"""Where a figure comes from: the commit, the machine and the versions that go into every result file."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import symboliclight
+
+
+def commit() -> str:
+    """Git commit of the checkout one stands in, `-dirty` if tracked files differ; else the installed version."""
+    try:
+        described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+                                   capture_output=True, text=True, timeout=10, check=True)
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"v{symboliclight.__version__}"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, its instruction sets that matter here, cores, memory and versions."""
+    info = _cpuinfo()
+    flags = set(str(info.get("flags", info.get("Features", ""))).split())
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
+    versions = {}
+    for package in ("torch", "transformers", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": info.get("model name") or platform.processor() or platform.machine(),
+        "instructions": [f for f in wanted if f in flags],
+        "cores": os.cpu_count(),
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write one result file, atomically, with the commit and machine it was measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    body = {"commit": commit(), "machine": machine(), **result}
+    part.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:  # not Linux
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not POSIX
+        return 0
