@@ -8,9 +8,11 @@ Gradients. `local` (the V1 default): s_t depends on x_t alone, r_{t-1} is a cons
 gradient. `bptt`: the true recurrence, with the surrogate for ds/dv in the reset as well. `bptt_detached`: the
 recurrence with the reset factor (1 - s_t) held constant. The hard reset makes the recurrence no associative scan of
 bounded size, so the torch form still walks over T, but without an autograd tape; its local gradient has no loop.
+At the bounds of the clamp the derivative is 0. The membrane lives in the dtype of r_0, whatever the dtype of x.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
@@ -24,11 +26,11 @@ def lif_scan_loop(
     r, spikes = r0, []
     for x_t in x.unbind(1):
         r = r.detach() if gradient == "local" else r
-        v = (leak * r + x_t).clamp(-clamp, clamp)
+        v = F.hardtanh(leak * r + x_t, -clamp, clamp)  # clamp() would have slope 1 on its bounds
         s = spike(v, threshold, alpha)
         r = v * (1 - (s.detach() if gradient == "bptt_detached" else s))
         spikes.append(s)
-    return torch.stack(spikes, 1), r.detach() if gradient == "local" else r
+    return torch.stack(spikes, 1).to(x.dtype), r.detach() if gradient == "local" else r
 
 
 def lif_scan(
@@ -36,65 +38,73 @@ def lif_scan(
 ) -> tuple[Tensor, Tensor]:
     """Integrate, fire and reset along T.
 
-    Args: x (B, T, D) input current; r0 (B, D) membrane after reset; leak λ and threshold θ (D,); clamp bounds |v|.
-    Returns: spikes (B, T, D) and the membrane after the last reset (B, D), both in the dtype of x.
+    Args: x (B, T, D) input current; r0 (B, D) membrane after reset, float32 or float64; leak λ and threshold θ (D,);
+        clamp bounds |v|; gradient is "local", "bptt" or "bptt_detached".
+    Returns: spikes (B, T, D) in the dtype of x, and the membrane after the last reset (B, D) in the dtype of r0.
     """
     D = x.shape[-1]
-    leak, threshold = leak.to(x.dtype).expand(D), threshold.to(x.dtype).expand(D)
-    s, _, r = lif_forward(x, r0.to(x.dtype), leak, threshold, alpha, clamp, gradient)
-    return s, r.detach() if gradient == "local" else r
+    leak, threshold = leak.to(r0.dtype).expand(D), threshold.to(r0.dtype).expand(D)
+    s, _, r = lif_forward(x.to(r0.dtype), r0, leak, threshold, alpha, clamp, gradient)
+    return s.to(x.dtype), r.detach() if gradient == "local" else r
 
 
-@custom_op("symboliclight::lif_scan", mutates_args=())
-def lif_forward(
+def lif_forward_torch(
     x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float, clamp: float, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes (B, T, D), membrane before reset (B, T, D), membrane after the last reset (B, D)."""
-    v, r = torch.empty_like(x), r0.clone()
-    for t in range(x.shape[1]):
-        v_t = torch.mul(r, leak, out=r).add_(x[:, t]).clamp_(-clamp, clamp)
-        v[:, t] = v_t
-        r = v_t.masked_fill_(v_t >= threshold, 0)
+    """Spikes (B, T, D), membrane before reset (B, T, D), membrane after the last reset (B, D); contiguous, one dtype."""
+    v, r = x.new_empty(x.shape), r0.clone(memory_format=torch.contiguous_format)
+    for x_t, v_t in zip(x.unbind(1), v.unbind(1), strict=True):
+        torch.mul(r, leak, out=v_t)
+        v_t.add_(x_t).clamp_(-clamp, clamp)
+        torch.mul(v_t, v_t < threshold, out=r)
     return (v >= threshold).to(x.dtype), v, r
+
+
+lif_forward = custom_op("symboliclight::lif_scan", mutates_args=())(lif_forward_torch)
 
 
 @lif_forward.register_fake
 def _(
     x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float, clamp: float, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x), torch.empty_like(r0)
+    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(r0.shape)
 
 
-@custom_op("symboliclight::lif_scan_backward", mutates_args=())
-def lif_backward(
+def lif_backward_torch(
     grad_s: Tensor, grad_r: Tensor, v: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor,
     alpha: float, clamp: float, gradient: str, learned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (B, T, D), r0 (B, D), leak (D,), threshold (D,); the last two are 0 unless `learned`."""
-    slope = surrogate(v, threshold, alpha)
-    inside = v.abs() < clamp
-    if gradient == "local":
-        grad_x, grad_fire, carry = grad_s * slope * inside, grad_s, torch.zeros_like(r0)
-    else:
-        grad_x, grad_fire, carry = _walk_back(grad_s, grad_r, v, slope, inside, leak, threshold, gradient == "bptt")
+    """Gradients of x (B, T, D), r0 (B, D), leak (D,), threshold (D,); the last two are 0 unless `learned`.
+
+    With σ the surrogate and κ_t = ∂L/∂r_t = λ ∂L/∂x_{t+1}, which is 0 in the local mode:
+        ∂L/∂s_t = grad_s_t - κ_t v_t [bptt],   ∂L/∂x_t = 1[|v_t| < c] (σ_t ∂L/∂s_t + κ_t (1 - s_t))
+    """
+    slope, inside = surrogate(v, threshold, alpha), v.abs() < clamp
+    grad_x, carry = (slope * inside).mul_(grad_s), v.new_zeros(r0.shape)
+    if gradient != "local":
+        slip = (v < threshold).to(v.dtype)  # ∂r_t/∂v_t
+        if gradient == "bptt":
+            slip.addcmul_(slope, v, value=-1)
+        carry = _walk_back(grad_x, slip.mul_(inside), grad_r, leak)
     if not learned:
-        return grad_x, carry, torch.zeros_like(leak), torch.zeros_like(threshold)
+        return grad_x, carry, v.new_zeros(leak.shape), v.new_zeros(threshold.shape)
     r = torch.cat([r0[:, None], (v * (v < threshold))[:, :-1]], 1)
+    grad_fire = grad_s
+    if gradient == "bptt":
+        grad_fire = grad_fire - torch.cat([grad_x[:, 1:] * leak, grad_r[:, None]], 1) * v
     return grad_x, carry, (grad_x * r).sum((0, 1)), -(grad_fire * slope).sum((0, 1))
 
 
-def _walk_back(
-    grad_s: Tensor, grad_r: Tensor, v: Tensor, slope: Tensor, inside: Tensor, leak: Tensor, threshold: Tensor, attached: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """True recurrence from T back to 0: gradients of x, of every spike (reset path included), and of r0."""
-    grad_x, grad_fire, carry = torch.empty_like(v), grad_s.clone(), grad_r
-    for t in reversed(range(v.shape[1])):
-        if attached:
-            grad_fire[:, t] -= carry * v[:, t]
-        grad_v = grad_fire[:, t] * slope[:, t] + carry * (v[:, t] < threshold)
-        grad_x[:, t] = grad_v * inside[:, t]
-        carry = grad_x[:, t] * leak
-    return grad_x, grad_fire, carry
+def _walk_back(grad_x: Tensor, slip: Tensor, grad_r: Tensor, leak: Tensor) -> Tensor:
+    """Add what flows back through the membrane to grad_x (B, T, D), in place; returns the gradient of r_0."""
+    carry = grad_r.clone(memory_format=torch.contiguous_format)
+    for grad_t, slip_t in zip(reversed(grad_x.unbind(1)), reversed(slip.unbind(1)), strict=True):
+        grad_t.addcmul_(carry, slip_t)
+        torch.mul(grad_t, leak, out=carry)
+    return carry
+
+
+lif_backward = custom_op("symboliclight::lif_scan_backward", mutates_args=())(lif_backward_torch)
 
 
 @lif_backward.register_fake
@@ -102,7 +112,7 @@ def _(
     grad_s: Tensor, grad_r: Tensor, v: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor,
     alpha: float, clamp: float, gradient: str, learned: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(v), torch.empty_like(r0), torch.empty_like(leak), torch.empty_like(threshold)
+    return v.new_empty(v.shape), v.new_empty(r0.shape), v.new_empty(leak.shape), v.new_empty(threshold.shape)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
