@@ -1,0 +1,52 @@
+"""A torch model called with numpy arrays, without gradients: what sampling and evaluation need of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 1024  # tokens whose logits exist at one time
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; training mode is restored afterwards."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+def padded_state(model: nn.Module, padding: np.ndarray) -> Any:
+    """The state before rows with `padding` (B,) absent tokens on their left."""
+    return model.initial_state(len(padding), torch.from_numpy(padding))  # type: ignore[operator]
+
+
+def last_logits(model: nn.Module, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+    """Read tokens (B, T); return the logits after the last one, (B, V) float32, and the state."""
+    with inference(model):
+        c, _, state = model.features(_on(model, tokens), state)  # type: ignore[operator]
+        return model.head(c[:, -1]).float().cpu().numpy(), state  # type: ignore[operator]
+
+
+def token_nll(model: nn.Module, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Cross-entropy (B, T) float32 in nats of targets (B, T) after tokens (B, T), both int64."""
+    with inference(model):
+        c = model.features(_on(model, tokens))[0].flatten(0, 1)  # type: ignore[operator]
+        wanted = _on(model, targets).flatten()
+        parts = [F.cross_entropy(model.head(rows).float(), chosen, reduction="none")  # type: ignore[operator]
+                 for rows, chosen in zip(c.split(ROWS), wanted.split(ROWS), strict=True)]
+        return torch.cat(parts).view(targets.shape).cpu().numpy()
+
+
+def _on(model: nn.Module, ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(ids).to(next(model.parameters()).device)

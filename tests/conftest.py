@@ -1,0 +1,36 @@
+"""Small real things that several tests share; nothing here takes more than a second."""
+
+import pytest
+
+from symboliclight.config import ModelConfig
+
+TEXT = [
+    "the sun rose over the old city, and the light fell on the water of the river; nobody in the house was awake. ",
+    "春天的风吹过江南的小镇，桥下的水慢慢地流着。孩子们在河边唱歌，老人坐在树下看着远处的山。",
+    "def add(a, b):\n\treturn a + b  # 2 + 2 = 4\n",
+]
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer():
+    """520 pieces, Chinese and English, exact."""
+    from symboliclight.tokenizer import train
+
+    return train([t * 20 for t in TEXT], 520).tokenizer
+
+
+@pytest.fixture(scope="session")
+def small_config(small_tokenizer):
+    return ModelConfig(vocab_size=small_tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, head_dim=16, d_ff=64,
+                       max_seq_len=64, window=16, dropout=0.0)
+
+
+@pytest.fixture(scope="session")
+def small_model(small_config):
+    """Random weights, evaluation mode; do not train it."""
+    import torch
+
+    import symboliclight
+
+    torch.manual_seed(0)
+    return symboliclight.build(small_config).eval()
