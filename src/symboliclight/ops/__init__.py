@@ -9,12 +9,13 @@ from symboliclight.ops.decay import decay_scan, decay_scan_loop
 from symboliclight.ops.events import event_linear, event_linear_loop
 from symboliclight.ops.lif import lif_scan, lif_scan_loop
 from symboliclight.ops.loss import linear_cross_entropy, linear_cross_entropy_loop
+from symboliclight.ops.native import forms, torch_forms
 from symboliclight.ops.rope import rope
 from symboliclight.ops.spike import spike, surrogate, topk_mask
 from symboliclight.ops.window import window_attention, window_attention_loop
 
 __all__ = [
-    "decay_scan", "decay_scan_loop", "event_linear", "event_linear_loop", "lif_scan", "lif_scan_loop",
+    "decay_scan", "decay_scan_loop", "event_linear", "event_linear_loop", "forms", "lif_scan", "lif_scan_loop",
     "linear_cross_entropy", "linear_cross_entropy_loop", "rope", "spike", "surrogate", "topk_mask",
-    "window_attention", "window_attention_loop",
+    "torch_forms", "window_attention", "window_attention_loop",
 ]

@@ -51,10 +51,12 @@ def _scan(x: Tensor, decay: Tensor, carry: Tensor) -> Tensor:
     return y.permute(0, 1, 3, 2, 4).reshape(B, n * C, H, K)[:, :T]
 
 
-@custom_op("symboliclight::decay_scan", mutates_args=())
-def decay_forward(u: Tensor, decay: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
+def decay_forward_torch(u: Tensor, decay: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
     h = _scan(u.to(h0.dtype) * (1 - decay)[:, None], decay, h0)
     return h.to(u.dtype).contiguous(), h[:, -1].clone()
+
+
+decay_forward = custom_op("symboliclight::decay_scan", mutates_args=())(decay_forward_torch)
 
 
 @decay_forward.register_fake
@@ -62,8 +64,7 @@ def _(u: Tensor, decay: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u, memory_format=torch.contiguous_format), torch.empty_like(h0)
 
 
-@custom_op("symboliclight::decay_scan_backward", mutates_args=())
-def decay_backward(
+def decay_backward_torch(
     grad_h: Tensor, grad_last: Tensor, u: Tensor, h: Tensor, decay: Tensor, h0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of u (B, T, H, K), decay (H,), h0 (B, H, K)."""
@@ -74,6 +75,9 @@ def decay_backward(
     grad_decay = (total * (before - u.to(h0.dtype))).sum((0, 1, 3))
     grad_u = (total * (1 - decay)[:, None]).to(u.dtype)
     return grad_u, grad_decay, decay[:, None] * total[:, 0]
+
+
+decay_backward = custom_op("symboliclight::decay_scan_backward", mutates_args=())(decay_backward_torch)
 
 
 @decay_backward.register_fake

@@ -18,24 +18,28 @@ def spike(v: Tensor, threshold: Tensor, alpha: float = 2.0) -> Tensor:
     return spike_forward(v, threshold.to(v.dtype), alpha)
 
 
-@custom_op("symboliclight::spike", mutates_args=())
-def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    return (v >= threshold).to(v.dtype)
+def spike_forward_torch(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+    return (v >= threshold).to(v.dtype).contiguous()
+
+
+spike_forward = custom_op("symboliclight::spike", mutates_args=())(spike_forward_torch)
 
 
 @spike_forward.register_fake
 def _(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    return torch.empty_like(v)
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
-@custom_op("symboliclight::spike_backward", mutates_args=())
-def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    return grad * surrogate(v, threshold, alpha)
+def spike_backward_torch(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+    return (grad * surrogate(v, threshold, alpha)).contiguous()
+
+
+spike_backward = custom_op("symboliclight::spike_backward", mutates_args=())(spike_backward_torch)
 
 
 @spike_backward.register_fake
 def _(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    return torch.empty_like(v)
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -1,15 +1,18 @@
 """Gated window attention with anchors, the short precise path of the mixer (DESIGN section 1, "attention").
 
 Query i sees key j iff  j <= i  and  (i - j <= W  or  j < A)  and  g_j = 1;  scale K^-1/2.
-A query with g_i = 0, or one that sees no key, gets 0. i and j are positions in the sequence.
+A query with g_i = 0 gets 0; any other sees at least itself. i and j are positions in the sequence.
 
 A call holds T queries and the S = R + T latest keys, R of them from the state; anchors come as A keys of their own and
-count for a query only once they have left its window, so no key is seen twice.
+count for a query only once they have left its window, so no key is seen twice. The torch form takes blocks of queries,
+each over the pieces of keys that its window touches: pieces rather than slices, whose gradients would cost T each.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK = 128  # fewest queries a block
 
 
 def window_attention_loop(
@@ -27,7 +30,7 @@ def window_attention_loop(
             gone = [a for a in range(anchor_k.shape[1]) if int(position[b]) + i - a > window]
             keys = torch.cat([keys[open_], anchor_k[b, gone][anchor_gate[b, gone]]])
             values = torch.cat([values[open_], anchor_v[b, gone][anchor_gate[b, gone]]])
-            if not gate[b, R + i] or len(keys) == 0:
+            if not gate[b, R + i]:
                 rows.append(torch.zeros_like(q[b, i]))
                 continue
             weights = (torch.einsum("hk,jhk->hj", q[b, i], keys) * K**-0.5).softmax(-1)
@@ -47,34 +50,23 @@ def window_attention(
         window W in tokens.
     Returns: (B, T, H, K) in the dtype of q.
     """
-    B, T, H, K = q.shape
-    A = anchor_k.shape[1]
-    C = min(T, max(window // 2, 32))  # queries a block: each block reads W + C keys
-    n = -(-T // C)
-    L = window + C
-    left, right = window - (k.shape[1] - T), n * C - T
-    blocks = F.pad(q, (0, 0, 0, 0, 0, right)).view(B * n, C, H, K)
-    keys = _windows(F.pad(k, (0, 0, 0, 0, left, right)), L, C)
-    values = _windows(F.pad(v, (0, 0, 0, 0, left, right)), L, C)
-    seen = F.pad(gate, (left, right)).unfold(1, L, C)  # (B, n, L)
-
-    i, j = torch.arange(C, device=q.device)[:, None], torch.arange(L, device=q.device)
-    band = (j >= i) & (j <= i + window)  # column j of a block is i - j + window tokens before row i
-    mask = (seen[:, :, None] & band).view(B * n, C, L)
-    at = position[:, None] + torch.arange(n * C, device=q.device)
-    gone = at.view(B, n, C, 1) - torch.arange(A, device=q.device) > window
-    mask = torch.cat([mask, (gone & anchor_gate[:, None, None]).view(B * n, C, A)], -1)
-    keys = torch.cat([keys, anchor_k.repeat_interleave(n, 0)], 1)
-    values = torch.cat([values, anchor_v.repeat_interleave(n, 0)], 1)
-
-    active = mask.any(-1) & seen[:, :, window:].reshape(B * n, C)
-    mask = mask | ~active[..., None]  # a softmax over nothing is NaN, in its gradient too
-    out = F.scaled_dot_product_attention(
-        blocks.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask[:, None]
-    ).transpose(1, 2)
-    return out.masked_fill(~active[..., None, None], 0).reshape(B, n * C, H, K)[:, :T]
-
-
-def _windows(x: Tensor, length: int, step: int) -> Tensor:
-    """Overlapping windows of x (B, S, H, K) along S as (B · n, length, H, K)."""
-    return x.unfold(1, length, step).permute(0, 1, 4, 2, 3).flatten(0, 1)
+    R, A = k.shape[1] - q.shape[1], anchor_k.shape[1]
+    blocks = q.split(max(BLOCK, window // 2), 1)
+    size = blocks[0].shape[1]
+    pieces = [R, *(block.shape[1] for block in blocks)]  # the keys of the state, then those of each block
+    k_pieces, v_pieces = k.split(pieces, 1), v.split(pieces, 1)
+    columns = torch.arange(k.shape[1], device=q.device).split(pieces)
+    outputs = []
+    for n, block in enumerate(blocks):
+        near = slice(max(n + 1 - -(-window // size), 0), n + 2)  # the pieces this block can see
+        i, j = columns[n + 1], torch.cat(columns[near])
+        lag = i[:, None] - j
+        seen = ((lag >= 0) & (lag <= window) & gate[:, None, j]) | (lag == 0)  # lag 0: no softmax over nothing
+        gone = (position[:, None] + i - R)[..., None] - torch.arange(A, device=q.device) > window
+        mask = torch.cat([seen, gone & anchor_gate[:, None]], -1)
+        keys, values = torch.cat([*k_pieces[near], anchor_k], 1), torch.cat([*v_pieces[near], anchor_v], 1)
+        out = F.scaled_dot_product_attention(
+            block.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask[:, None]
+        ).transpose(1, 2)
+        outputs.append(out.masked_fill(~gate[:, i, None, None], 0))
+    return torch.cat(outputs, 1)

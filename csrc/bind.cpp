@@ -1,0 +1,210 @@
+// All that knows Python: tensors in, checked, and on to the kernels of the chosen instruction set as raw pointers.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <initializer_list>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+#include "isa.hpp"
+#include "parallel.hpp"
+
+namespace nb = nanobind;
+
+namespace symboliclight {
+
+bool forked = false;
+
+namespace {
+
+const Isa* isa = supported_isas().back();
+PyObject* float32_object = nullptr;  // torch.float32 and torch.bfloat16, handed over by Python: nothing here imports torch
+PyObject* bfloat16_object = nullptr;
+
+struct Sizes {
+    int64_t of[4];
+    int n;
+    bool operator==(std::initializer_list<int64_t> other) const { return std::equal(of, of + n, other.begin(), other.end()); }
+};
+
+nb::object call(nb::handle tensor, const char* method) { return tensor.attr(method)(); }
+
+Sizes sizes(nb::handle tensor) {
+    nb::tuple shape = nb::borrow<nb::tuple>(tensor.attr("shape"));
+    if (shape.size() > 4) throw nb::value_error("at most four dimensions are expected");
+    Sizes found{{}, int(shape.size())};
+    for (int i = 0; i < found.n; ++i) found.of[i] = nb::cast<int64_t>(shape[i]);
+    return found;
+}
+
+template <class T>
+bool holds(nb::handle tensor) {
+    return tensor.attr("dtype").ptr() == (std::is_same_v<T, float> ? float32_object : bfloat16_object);
+}
+
+// The memory of a contiguous CPU tensor of exactly this element type and shape.
+template <class T>
+T* data(nb::handle tensor, std::initializer_list<int64_t> shape, const char* name) {
+    auto refuse = [&](const char* why) { throw nb::value_error((std::string(name) + " " + why).c_str()); };
+    if (!holds<T>(tensor)) refuse("has the wrong dtype");
+    if (!(sizes(tensor) == shape)) refuse("has the wrong shape");
+    if (!nb::cast<bool>(call(tensor, "is_contiguous"))) refuse("is not contiguous");
+    if (!nb::cast<bool>(tensor.attr("is_cpu"))) refuse("is not on the CPU");
+    auto address = nb::cast<uintptr_t>(call(tensor, "data_ptr"));
+    if (address % alignof(T)) refuse("is not aligned to its elements");
+    return reinterpret_cast<T*>(address);
+}
+
+const Kernels<float>& kernels(float) { return isa->float32; }
+const Kernels<bf16>& kernels(bf16) { return isa->bfloat16; }
+
+// f(element) with an element of the tensor's type, float or bf16.
+template <class F>
+void by_dtype(nb::handle tensor, F f) {
+    if (holds<float>(tensor)) return f(float{});
+    if (holds<bf16>(tensor)) return f(bf16{});
+    throw nb::type_error("expected a float32 or bfloat16 tensor");
+}
+
+Gradient gradient_of(const std::string& name) {
+    if (name == "local") return Gradient::local;
+    if (name == "bptt") return Gradient::bptt;
+    if (name == "bptt_detached") return Gradient::bptt_detached;
+    throw nb::value_error("gradient must be local, bptt or bptt_detached");
+}
+
+Shape flat(const Sizes& s) {
+    if (s.n < 3) throw nb::value_error("expected (B, T, ...)");
+    return {s.of[0], s.of[1], s.n == 3 ? s.of[2] : s.of[2] * s.of[3]};
+}
+
+void lif_forward(nb::handle x, nb::handle r0, nb::handle leak, nb::handle threshold, nb::handle s, nb::handle v,
+                 nb::handle r, float clamp, int threads) {
+    by_dtype(x, [&](auto element) {
+        using E = decltype(element);
+        Shape d = flat(sizes(x));
+        auto *x_ = data<E>(x, {d.B, d.T, d.D}, "x"), *r0_ = data<E>(r0, {d.B, d.D}, "r0"),
+             *leak_ = data<E>(leak, {d.D}, "leak"), *threshold_ = data<E>(threshold, {d.D}, "threshold"),
+             *s_ = data<E>(s, {d.B, d.T, d.D}, "s"), *v_ = data<E>(v, {d.B, d.T, d.D}, "v"),
+             *r_ = data<E>(r, {d.B, d.D}, "r");
+        nb::gil_scoped_release free;
+        kernels(element).lif_forward(d, x_, r0_, leak_, threshold_, s_, v_, r_,
+                                     {0, clamp, Gradient::local, false, threads});
+    });
+}
+
+void lif_backward(nb::handle grad_s, nb::handle grad_r, nb::handle v, nb::handle r0, nb::handle leak,
+                  nb::handle threshold, nb::handle grad_x, nb::handle grad_r0, nb::handle grad_leak,
+                  nb::handle grad_threshold, float alpha, float clamp, const std::string& gradient, bool learned,
+                  int threads) {
+    LifOptions options{alpha, clamp, gradient_of(gradient), learned, threads};
+    by_dtype(v, [&](auto element) {
+        using E = decltype(element);
+        Shape d = flat(sizes(v));
+        auto *grad_s_ = data<E>(grad_s, {d.B, d.T, d.D}, "grad_s"), *grad_r_ = data<E>(grad_r, {d.B, d.D}, "grad_r"),
+             *v_ = data<E>(v, {d.B, d.T, d.D}, "v"), *r0_ = data<E>(r0, {d.B, d.D}, "r0"),
+             *leak_ = data<E>(leak, {d.D}, "leak"), *threshold_ = data<E>(threshold, {d.D}, "threshold"),
+             *grad_x_ = data<E>(grad_x, {d.B, d.T, d.D}, "grad_x"), *grad_r0_ = data<E>(grad_r0, {d.B, d.D}, "grad_r0");
+        auto *grad_leak_ = data<float>(grad_leak, {d.B, d.D}, "grad_leak"),
+             *grad_threshold_ = data<float>(grad_threshold, {d.B, d.D}, "grad_threshold");
+        nb::gil_scoped_release free;
+        kernels(element).lif_backward(d, grad_s_, grad_r_, v_, r0_, leak_, threshold_, grad_x_, grad_r0_, grad_leak_,
+                                      grad_threshold_, options);
+    });
+}
+
+void decay_forward(nb::handle u, nb::handle decay, nb::handle h0, nb::handle h, nb::handle last, int threads) {
+    by_dtype(u, [&](auto element) {
+        using E = decltype(element);
+        Shape d = flat(sizes(u));
+        auto [B, T, H, K] = sizes(u).of;
+        auto *u_ = data<E>(u, {B, T, H, K}, "u"), *h_ = data<E>(h, {B, T, H, K}, "h");
+        auto *decay_ = data<float>(decay, {H, K}, "decay"), *h0_ = data<float>(h0, {B, H, K}, "h0"),
+             *last_ = data<float>(last, {B, H, K}, "last");
+        nb::gil_scoped_release free;
+        kernels(element).decay_forward(d, u_, decay_, h0_, h_, last_, threads);
+    });
+}
+
+void decay_backward(nb::handle grad_h, nb::handle grad_last, nb::handle u, nb::handle h, nb::handle decay,
+                    nb::handle h0, nb::handle grad_u, nb::handle grad_decay, nb::handle grad_h0, int threads) {
+    by_dtype(u, [&](auto element) {
+        using E = decltype(element);
+        Shape d = flat(sizes(u));
+        auto [B, T, H, K] = sizes(u).of;
+        auto *grad_h_ = data<E>(grad_h, {B, T, H, K}, "grad_h"), *u_ = data<E>(u, {B, T, H, K}, "u"),
+             *h_ = data<E>(h, {B, T, H, K}, "h"), *grad_u_ = data<E>(grad_u, {B, T, H, K}, "grad_u");
+        auto *grad_last_ = data<float>(grad_last, {B, H, K}, "grad_last"),
+             *decay_ = data<float>(decay, {H, K}, "decay"), *h0_ = data<float>(h0, {B, H, K}, "h0"),
+             *grad_decay_ = data<float>(grad_decay, {B, H, K}, "grad_decay"),
+             *grad_h0_ = data<float>(grad_h0, {B, H, K}, "grad_h0");
+        nb::gil_scoped_release free;
+        kernels(element).decay_backward(d, grad_h_, grad_last_, u_, h_, decay_, h0_, grad_u_, grad_decay_, grad_h0_,
+                                        threads);
+    });
+}
+
+// v is flat; threshold is one value or one per channel.
+void spike_forward(nb::handle v, nb::handle threshold, nb::handle s, int threads) {
+    by_dtype(v, [&](auto element) {
+        using E = decltype(element);
+        int64_t n = sizes(v).of[0], period = sizes(threshold).of[0];
+        auto *v_ = data<E>(v, {n}, "v"), *threshold_ = data<E>(threshold, {period}, "threshold"),
+             *s_ = data<E>(s, {n}, "s");
+        nb::gil_scoped_release free;
+        kernels(element).spike_forward(n, period, v_, threshold_, s_, threads);
+    });
+}
+
+void spike_backward(nb::handle grad_s, nb::handle v, nb::handle threshold, nb::handle grad_v, float alpha, int threads) {
+    by_dtype(v, [&](auto element) {
+        using E = decltype(element);
+        int64_t n = sizes(v).of[0], period = sizes(threshold).of[0];
+        auto *grad_s_ = data<E>(grad_s, {n}, "grad_s"), *v_ = data<E>(v, {n}, "v"),
+             *threshold_ = data<E>(threshold, {period}, "threshold"), *grad_v_ = data<E>(grad_v, {n}, "grad_v");
+        nb::gil_scoped_release free;
+        kernels(element).spike_backward(n, period, grad_s_, v_, threshold_, alpha, grad_v_, threads);
+    });
+}
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const Isa* one : supported_isas()) names.emplace_back(one->name);
+    return names;
+}
+
+void set_isa(const std::string& name) {
+    for (const Isa* one : supported_isas())
+        if (name == one->name) {
+            isa = one;
+            return;
+        }
+    throw nb::value_error(("this machine has no " + name).c_str());
+}
+
+}  // namespace
+}  // namespace symboliclight
+
+NB_MODULE(_native, m) {
+    using namespace symboliclight;
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+    m.def("set_dtypes", [](nb::handle float32, nb::handle bfloat16) {
+        float32_object = float32.inc_ref().ptr();
+        bfloat16_object = bfloat16.inc_ref().ptr();
+    });
+    m.def("isas", &isas, "Instruction sets this machine can run, the fastest last.");
+    m.def("isa", [] { return isa->name; }, "The instruction set in use.");
+    m.def("set_isa", &set_isa, "Use one of isas().");
+    m.def("lif_forward", &lif_forward);
+    m.def("lif_backward", &lif_backward);
+    m.def("decay_forward", &decay_forward);
+    m.def("decay_backward", &decay_backward);
+    m.def("spike_forward", &spike_forward);
+    m.def("spike_backward", &spike_backward);
+}

@@ -1,0 +1,48 @@
+// Which instruction sets this machine can run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "table.hpp"
+
+namespace symboliclight {
+
+// AMX tiles belong to a process only after the kernel has granted them.
+inline bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
+// From the plainest to the fastest.
+inline std::vector<const Isa*> supported_isas() {
+    std::vector<const Isa*> found{&isa_portable};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    unsigned a, b, c, d = 0;
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    bool tiles = (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
+    bool amx = avx512 && __builtin_cpu_supports("avx512bf16") && tiles && tiles_granted();
+    if (avx2) found.push_back(&isa_avx2);
+    if (avx512) found.push_back(&isa_avx512);
+    if (amx) found.push_back(&isa_amx);
+#endif
+    return found;
+}
+
+}  // namespace symboliclight

@@ -1,0 +1,182 @@
+// Membrane scan, decay scan and spikes: true recurrences over T, vectorised across channels. The equations are those
+// of ops/lif.py, ops/decay.py and ops/spike.py.
+#pragma once
+
+#include "parallel.hpp"
+#include "simd.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+
+constexpr int64_t CHUNK = 256;  // channels one item walks through time with; its carries stay in the first-level cache
+
+// f(offset of (b, t = 0, c) in (B, T, D), offset of (b, c) in (B, D), c, channels n) for pieces of channels.
+template <class F>
+void over_channels(Shape shape, int threads, F f) {
+    int64_t pieces = (shape.D + CHUNK - 1) / CHUNK;
+    parallel_for(shape.B * pieces, threads, [&](int64_t item) {
+        int64_t b = item / pieces, c = item % pieces * CHUNK;
+        int64_t n = shape.D - c < CHUNK ? shape.D - c : CHUNK;
+        f(b * shape.T * shape.D + c, b * shape.D + c, c, n);
+    });
+}
+
+// Copies n values (zeros without a source) in another storage type.
+template <class To, class From>
+void copy(To* to, const From* from, int64_t n) {
+    lanes(n, [&](int64_t i, auto m) { store(to + i, from ? load(from + i, m) : vfloat{}, m); });
+}
+
+template <class T>
+void lif_forward(Shape shape, const T* x, const T* r0, const T* leak, const T* threshold, T* s, T* v, T* r,
+                 LifOptions options) {
+    const vfloat limit = round_to<T>(splat(options.clamp)), one = splat(1), zero{};
+    over_channels(shape, options.threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+        float carry[CHUNK];
+        copy(carry, r0 + row, n);
+        for (int64_t t = 0; t < shape.T; ++t, at += shape.D) {
+            lanes(n, [&](int64_t i, auto m) {
+                vfloat kept = round_to<T>(load(carry + i, m) * load(leak + c + i, m));
+                vfloat v_t = clamp(round_to<T>(kept + load(x + at + i, m)), limit);
+                auto fired = v_t >= load(threshold + c + i, m);
+                store(v + at + i, v_t, m);
+                store(s + at + i, fired ? one : zero, m);
+                store(carry + i, fired ? zero : v_t, m);
+            });
+        }
+        copy(r + row, carry, n);
+    });
+}
+
+inline vfloat surrogate(vfloat v, vfloat threshold, vfloat alpha) {
+    vfloat x = (v - threshold) * alpha;
+    return splat(1) / (x * x + splat(1));
+}
+
+template <Gradient gradient, bool learned, class T>
+void lif_backward_as(Shape shape, const T* grad_s, const T* grad_r, const T* v, const T* r0, const T* leak,
+                     const T* threshold, T* grad_x, T* grad_r0, float* grad_leak, float* grad_threshold,
+                     LifOptions options) {
+    const vfloat limit = round_to<T>(splat(options.clamp)), alpha = splat(options.alpha), zero{};
+    constexpr bool recurrent = gradient != Gradient::local;
+    over_channels(shape, options.threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+        float carry[CHUNK], leak_sum[CHUNK], threshold_sum[CHUNK];
+        copy(carry, recurrent ? grad_r + row : nullptr, n);
+        copy<float, float>(leak_sum, nullptr, n);
+        copy<float, float>(threshold_sum, nullptr, n);
+        at += (shape.T - 1) * shape.D;
+        for (int64_t t = shape.T - 1; t >= 0; --t, at -= shape.D) {
+            lanes(n, [&](int64_t i, auto m) {
+                vfloat theta = load(threshold + c + i, m), v_t = load(v + at + i, m), fire = load(grad_s + at + i, m);
+                vfloat slope = surrogate(v_t, theta, alpha), back{};
+                if constexpr (recurrent) back = load(carry + i, m);
+                if constexpr (gradient == Gradient::bptt) fire = fire - back * v_t;
+                vfloat grad_v = fire * slope;
+                if constexpr (recurrent) grad_v = grad_v + (v_t < theta ? back : zero);
+                vfloat grad = v_t < limit && v_t > -limit ? grad_v : zero;
+                store(grad_x + at + i, grad, m);
+                if constexpr (recurrent) store(carry + i, grad * load(leak + c + i, m), m);
+                if constexpr (learned) {
+                    vfloat before = t ? load(v + at - shape.D + i, m) : load(r0 + row + i, m);
+                    if (t) before = before < theta ? before : zero;
+                    store(leak_sum + i, fma(grad, before, load(leak_sum + i, m)), m);
+                    store(threshold_sum + i, load(threshold_sum + i, m) - fire * slope, m);
+                }
+            });
+        }
+        copy(grad_r0 + row, carry, n);
+        copy(grad_leak + row, leak_sum, n);
+        copy(grad_threshold + row, threshold_sum, n);
+    });
+}
+
+template <class T>
+void lif_backward(Shape shape, const T* grad_s, const T* grad_r, const T* v, const T* r0, const T* leak,
+                  const T* threshold, T* grad_x, T* grad_r0, float* grad_leak, float* grad_threshold,
+                  LifOptions options) {
+    auto f = options.gradient == Gradient::local  ? options.learned ? lif_backward_as<Gradient::local, true, T>
+                                                                    : lif_backward_as<Gradient::local, false, T>
+             : options.gradient == Gradient::bptt ? options.learned ? lif_backward_as<Gradient::bptt, true, T>
+                                                                    : lif_backward_as<Gradient::bptt, false, T>
+             : options.learned                    ? lif_backward_as<Gradient::bptt_detached, true, T>
+                                                  : lif_backward_as<Gradient::bptt_detached, false, T>;
+    f(shape, grad_s, grad_r, v, r0, leak, threshold, grad_x, grad_r0, grad_leak, grad_threshold, options);
+}
+
+template <class T>
+void decay_forward(Shape shape, const T* u, const float* decay, const float* h0, T* h, float* last, int threads) {
+    const vfloat one = splat(1);
+    over_channels(shape, threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+        float carry[CHUNK];
+        copy(carry, h0 + row, n);
+        for (int64_t t = 0; t < shape.T; ++t, at += shape.D) {
+            lanes(n, [&](int64_t i, auto m) {
+                vfloat d = load(decay + c + i, m);
+                vfloat h_t = fma(d, load(carry + i, m), (one - d) * load(u + at + i, m));
+                store(h + at + i, h_t, m);
+                store(carry + i, h_t, m);
+            });
+        }
+        copy(last + row, carry, n);
+    });
+}
+
+template <class T>
+void decay_backward(Shape shape, const T* grad_h, const float* grad_last, const T* u, const T* h, const float* decay,
+                    const float* h0, T* grad_u, float* grad_decay, float* grad_h0, int threads) {
+    const vfloat one = splat(1);
+    over_channels(shape, threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+        float carry[CHUNK], sum[CHUNK];
+        copy(carry, grad_last + row, n);
+        copy<float, float>(sum, nullptr, n);
+        at += (shape.T - 1) * shape.D;
+        for (int64_t t = shape.T - 1; t >= 0; --t, at -= shape.D) {
+            lanes(n, [&](int64_t i, auto m) {
+                vfloat d = load(decay + c + i, m), grad = load(grad_h + at + i, m) + load(carry + i, m);
+                vfloat before = t ? load(h + at - shape.D + i, m) : load(h0 + row + i, m);
+                store(grad_u + at + i, (one - d) * grad, m);
+                store(sum + i, fma(grad, before - load(u + at + i, m), load(sum + i, m)), m);
+                store(carry + i, d * grad, m);
+            });
+        }
+        copy(grad_h0 + row, carry, n);
+        copy(grad_decay + row, sum, n);
+    });
+}
+
+// f(first, n) for pieces of a flat array that do not cross a row of `period` entries (any piece if it is 1).
+template <class F>
+void over_rows(int64_t n, int64_t period, int threads, F f) {
+    int64_t row = period > 1 ? period : 1 << 14, step = row * (1 + (1 << 14) / row);
+    parallel_for((n + step - 1) / step, threads, [&](int64_t item) {
+        int64_t end = (item + 1) * step < n ? (item + 1) * step : n;
+        for (int64_t first = item * step; first < end; first += row) f(first, end - first < row ? end - first : row);
+    });
+}
+
+template <class T>
+void spike_forward(int64_t n, int64_t period, const T* v, const T* threshold, T* s, int threads) {
+    const vfloat one = splat(1), zero{}, theta = load(threshold, std::integral_constant<int, 1>{});
+    over_rows(n, period, threads, [&](int64_t first, int64_t count) {
+        lanes(count, [&](int64_t i, auto m) {
+            vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
+            store(s + first + i, load(v + first + i, m) >= level ? one : zero, m);
+        });
+    });
+}
+
+template <class T>
+void spike_backward(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, float alpha, T* grad_v,
+                    int threads) {
+    const vfloat slope = splat(alpha), theta = load(threshold, std::integral_constant<int, 1>{});
+    over_rows(n, period, threads, [&](int64_t first, int64_t count) {
+        lanes(count, [&](int64_t i, auto m) {
+            vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
+            vfloat grad = load(grad_s + first + i, m) * surrogate(load(v + first + i, m), level, slope);
+            store(grad_v + first + i, grad, m);
+        });
+    });
+}
+
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight

@@ -1,0 +1,46 @@
+// The kernels of one instruction set as a table of function pointers: what bind.cpp chooses between at run time.
+#pragma once
+
+#include <cstdint>
+
+namespace symboliclight {
+
+struct bf16 { uint16_t bits; };
+
+enum class Gradient { local, bptt, bptt_detached };
+
+struct Shape { int64_t B, T, D; };  // batch, tokens, channels
+
+struct LifOptions {
+    float alpha, clamp;
+    Gradient gradient;
+    bool learned;
+    int threads;
+};
+
+// Arrays are contiguous, in the layout named in the Python docstrings; T is float or bf16.
+template <class T>
+struct Kernels {
+    void (*lif_forward)(Shape, const T* x, const T* r0, const T* leak, const T* threshold, T* s, T* v, T* r, LifOptions);
+    // grad_leak and grad_threshold (B, D) are sums over tokens; the caller adds up the rows.
+    void (*lif_backward)(Shape, const T* grad_s, const T* grad_r, const T* v, const T* r0, const T* leak,
+                         const T* threshold, T* grad_x, T* grad_r0, float* grad_leak, float* grad_threshold, LifOptions);
+    // decay (D,) per channel; grad_decay (B, D) as above.
+    void (*decay_forward)(Shape, const T* u, const float* decay, const float* h0, T* h, float* last, int threads);
+    void (*decay_backward)(Shape, const T* grad_h, const float* grad_last, const T* u, const T* h, const float* decay,
+                           const float* h0, T* grad_u, float* grad_decay, float* grad_h0, int threads);
+    // threshold has `period` entries: 1, or one per channel of the last dimension.
+    void (*spike_forward)(int64_t n, int64_t period, const T* v, const T* threshold, T* s, int threads);
+    void (*spike_backward)(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, float alpha,
+                           T* grad_v, int threads);
+};
+
+struct Isa {
+    const char* name;
+    Kernels<float> float32;
+    Kernels<bf16> bfloat16;
+};
+
+extern const Isa isa_portable, isa_avx2, isa_avx512, isa_amx;
+
+}  // namespace symboliclight
