@@ -6,8 +6,7 @@ from symboliclight.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from symboliclight.errors import InputError
 
 if TYPE_CHECKING:
-    from symboliclight.checkpoint import load
-    from symboliclight.model import build
+    from symboliclight.model import build, load
 
 __version__ = "0.1.0"
 __all__ = ["DataConfig", "InputError", "ModelConfig", "RunConfig", "TrainConfig", "build", "load", "preset"]

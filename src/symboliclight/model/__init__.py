@@ -1,12 +1,16 @@
 """Models behind one seam: `forward(tokens, state=None) -> (logits, state)`."""
 
+from pathlib import Path
+
 from torch import nn
 
+from symboliclight import checkpoint
 from symboliclight.config import ModelConfig
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.state import LayerState, State
+from symboliclight.tokenizer import Tokenizer
 
-__all__ = ["LayerState", "State", "SymbolicLight", "build"]
+__all__ = ["LayerState", "State", "SymbolicLight", "build", "load"]
 
 
 def build(config: ModelConfig) -> nn.Module:
@@ -16,3 +20,16 @@ def build(config: ModelConfig) -> nn.Module:
 
         return GPT2(config)
     return SymbolicLight(config)
+
+
+def load(directory: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokenizer]:
+    """The model of a checkpoint (or of the last one of a run folder) in evaluation mode, and its tokenizer.
+
+    Raises `InputError` if a file is missing or damaged, or if the weights do not fit the config.
+    """
+    directory = checkpoint.locate(directory)
+    config, tensors = checkpoint.load(directory)
+    model = build(config)
+    checkpoint.check_tensors(directory / checkpoint.MODEL, tensors, model.state_dict())
+    model.load_state_dict(tensors)
+    return model.to(device).eval(), Tokenizer.load(directory)

@@ -1,6 +1,11 @@
 """Where a model spikes, by name."""
 
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
 
 from symboliclight.model.encoder import Spike
 from symboliclight.model.lm import SymbolicLight
@@ -19,3 +24,26 @@ def spike_sites(model: nn.Module) -> dict[str, nn.Module]:
         found = {f"ffn.{i}": block.get_submodule("ffn.activation"), f"blocks.{i}": block.get_submodule("spike")}
         sites |= {name: module for name, module in found.items() if isinstance(module, Spike)}
     return sites
+
+
+@contextmanager
+def record_rates(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Fill the yielded dict, when the block ends, with each site's spikes per unit and token, in [0, 1].
+
+    All forward passes inside the block count alike.
+    """
+    rates: dict[str, float] = {}
+    sums: dict[str, list[Tensor]] = {}
+    hooks = [module.register_forward_hook(partial(_record, sums.setdefault(name, [])))
+             for name, module in spike_sites(model).items()]
+    try:
+        yield rates
+    finally:
+        for hook in hooks:
+            hook.remove()
+        rates |= {name: float(sum(means) / len(means)) for name, means in sums.items() if means}
+
+
+def _record(means: list[Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
+    spikes = output[0] if isinstance(output, tuple) else output
+    means.append(spikes.detach().count_nonzero() / spikes.numel())  # a tensor: no wait for the device here

@@ -1,0 +1,192 @@
+"""A checkpoint directory <-> (config, tensors, what a run needs to go on). Knows no model; imports without torch.
+
+    config.json   model.safetensors   tokenizer.model   [training/state.json   training/optimizer.safetensors]
+
+A directory appears whole or not at all: it is written beside its place, synced to disk, and renamed. Nothing here
+unpickles: tensors are safetensors, the rest is JSON.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from symboliclight.config import ModelConfig, from_dict, load_json, save_json
+from symboliclight.errors import InputError
+from symboliclight.tokenizer import FILE_NAME as TOKENIZER
+from symboliclight.tokenizer import Tokenizer
+
+CONFIG, MODEL = "config.json", "model.safetensors"
+STATE, OPTIMIZER = "training/state.json", "training/optimizer.safetensors"
+LAST = "last"  # in a run folder: link to the newest checkpoint
+_TOKENIZER_HASH = "tokenizer_sha256"  # metadata of model.safetensors: ids mean nothing under another tokenizer
+
+Framework = Literal["torch", "numpy"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run needs to go on: plain JSON values and the tensors of the optimiser."""
+
+    state: dict[str, Any]
+    tensors: Mapping[str, Any]
+
+
+def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any], tokenizer: Tokenizer,
+         training: Training | None = None) -> None:
+    """Write a checkpoint, replacing the one that is there only once the new one is complete.
+
+    `tensors` are torch tensors or numpy arrays. Raises `InputError` if the disk is full or `directory` holds
+    something else; what was there before is then untouched.
+    """
+    directory = Path(directory)
+    partial, old = _beside(directory)
+    _recover(directory)
+    if directory.exists() and not (directory / CONFIG).is_file():
+        raise InputError(f"{directory} exists and is not a checkpoint; choose another directory")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / STATE).parent.mkdir(parents=True)
+        save_json(partial / CONFIG, model=config)
+        _write_tensors(partial / MODEL, tensors, {_TOKENIZER_HASH: tokenizer.hash})
+        tokenizer.save(partial / TOKENIZER)
+        if training is None:
+            (partial / STATE).parent.rmdir()
+        else:
+            _write_tensors(partial / OPTIMIZER, training.tensors, {})
+            (partial / STATE).write_text(json.dumps(training.state, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+        _sync(partial)
+        if directory.exists():
+            os.replace(directory, old)
+        os.replace(partial, directory)
+        _sync_one(directory.parent)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write checkpoint {directory}: {_reason(error)}; earlier checkpoints are untouched, "
+                         "free some space and go on from there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        _recover(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(directory: str | Path, framework: Framework = "torch") -> tuple[ModelConfig, dict[str, Any]]:
+    """Config and weights of a checkpoint, or of the last one of a run folder.
+
+    Raises `InputError` naming the file that is missing, truncated or foreign, and if the tokenizer beside the
+    weights is not the one that they were trained with.
+    """
+    directory = locate(directory)
+    config = from_dict(ModelConfig, load_json(directory / CONFIG).get("model"), str(directory / CONFIG))
+    tensors, metadata = read_tensors(directory / MODEL, framework)
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > config.vocab_size:  # fewer is fine: published models pad the vocabulary
+        raise InputError(f"{directory / TOKENIZER} has {tokenizer.vocab_size} pieces, {directory / CONFIG} has "
+                         f"vocab_size {config.vocab_size}; restore both from the same checkpoint")
+    if metadata.get(_TOKENIZER_HASH, tokenizer.hash) != tokenizer.hash:
+        raise InputError(f"{directory / TOKENIZER} is not the tokenizer that {directory / MODEL} was trained with; "
+                         "restore both from the same checkpoint")
+    return config, tensors
+
+
+def load_training(directory: str | Path) -> Training:
+    """What `save` was given as `training`, tensors in torch. Raises `InputError` if it is missing or damaged."""
+    directory = locate(directory)
+    file = directory / STATE
+    try:
+        state = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; only a checkpoint of a run can be resumed") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); resume from another checkpoint") from error
+    if not isinstance(state, dict):
+        raise InputError(f"{file} is damaged (not a JSON object); resume from another checkpoint")
+    return Training(state, read_tensors(directory / OPTIMIZER)[0])
+
+
+def locate(directory: str | Path) -> Path:
+    """The checkpoint meant by `directory`: itself or, for a run folder, its last one. `InputError` if there is none."""
+    directory = Path(directory)
+    _recover(directory)
+    if not directory.exists():
+        raise InputError(f"checkpoint {directory} does not exist; check the path")
+    if (directory / CONFIG).is_file():
+        return directory
+    if (directory / LAST / CONFIG).is_file():
+        return directory / LAST
+    raise InputError(f"{directory} is not a checkpoint: it has no {CONFIG}; name one that `symboliclight train` wrote")
+
+
+def read_tensors(file: Path, framework: Framework = "torch") -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors of a safetensors file, on CPU, and its metadata."""
+    try:
+        with safe_open(file, framework="pt" if framework == "torch" else "np") as reader:
+            return {name: reader.get_tensor(name) for name in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
+    except ImportError as error:
+        raise InputError(f"{file} needs torch to load: pip install 'symboliclight[train]'") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {file}: {_reason(error)}; it is missing, truncated or foreign, "
+                         "restore it from a good copy") from error
+
+
+def check_tensors(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise `InputError` with the first differences unless names, shapes and dtypes are the same."""
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is unknown" for name in found if name not in expected]
+    wrong += [f"{name} is {_describe(found[name])} instead of {_describe(expected[name])}"
+              for name in expected if name in found and _describe(found[name]) != _describe(expected[name])]
+    if wrong:
+        raise InputError(f"{file} does not fit its config: {', '.join(wrong[:3])}{', ...' if wrong[3:] else ''} "
+                         f"({len(wrong)} of {len(expected)} tensors differ); restore all from the same checkpoint")
+
+
+def _describe(tensor: Any) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        from safetensors.numpy import save_file
+
+        arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # views would be garbled
+        save_file(arrays, file, metadata)
+    else:
+        from safetensors.torch import save_file as save_torch
+
+        save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+
+
+def _beside(directory: Path) -> tuple[Path, Path]:
+    """Where the new content is written, and where the old content waits while the two change places."""
+    return directory.parent / f".{directory.name}.partial", directory.parent / f".{directory.name}.old"
+
+
+def _recover(directory: Path) -> None:
+    """Put the old content back if a save was killed between its two renames."""
+    old = _beside(directory)[1]
+    if old.exists() and not directory.exists():
+        os.replace(old, directory)
+
+
+def _sync(folder: Path) -> None:
+    """Force a folder and all in it to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what went wrong."""
+    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
