@@ -1,0 +1,90 @@
+"""Which weights decay, the schedule, and the optimiser's state as named tensors."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import symboliclight
+from symboliclight.config import TrainConfig
+from symboliclight.errors import InputError
+from symboliclight.optim import adamw, decays, learning_rate, load_state_tensors, state_tensors, total_steps
+
+BLOCK = {"mixer.tcam", "mixer.q", "mixer.k", "mixer.v", "mixer.out", "ffn.up", "ffn.down"}
+
+
+def decayed(config):
+    return {name.removesuffix(".weight") for name, p in symboliclight.build(config).named_parameters() if decays(name, p)}
+
+
+def test_weight_decay_falls_on_matrices_but_not_on_norms_priors_gates_and_decays(small_config):
+    blocks = {f"blocks.{i}.{name}" for i in range(2) for name in BLOCK}
+    assert decayed(small_config) == {"encoder.embedding", "head.out"} | blocks
+    assert decayed(replace(small_config, learn_neuron=True, learn_prior_weight=True, prior="static")) == \
+        {"encoder.embedding", "head.out"} | blocks
+
+
+def test_weight_decay_of_gpt2_falls_on_its_matrices_and_embeddings(small_config):
+    pytest.importorskip("transformers")
+    names = {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+    blocks = {f"transformer.h.{i}.{name}" for i in range(2) for name in names}
+    assert decayed(replace(small_config, family="gpt2")) == {"transformer.wte", "transformer.wpe"} | blocks
+
+
+def test_every_parameter_is_in_exactly_one_group(small_config):
+    model = symboliclight.build(small_config)
+    groups = adamw(model, TrainConfig()).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    found = [id(p) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in model.parameters())
+
+
+def test_the_rate_warms_up_to_its_peak_and_ends_at_its_minimum():
+    config = TrainConfig(lr=1e-3, min_lr=1e-4, warmup_steps=10)
+    rates = [learning_rate(step, 110, config) for step in range(1, 111)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == 1e-3
+    assert rates[59] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[-1] == pytest.approx(1e-4)
+    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+def test_without_warm_up_the_first_step_is_on_the_cosine():
+    config = TrainConfig(lr=1.0, min_lr=0.0, warmup_steps=0)
+    assert learning_rate(1, 3, config) == pytest.approx((1 + math.cos(math.pi / 3)) / 2)
+
+
+def test_the_budget_is_never_exceeded_and_pays_for_at_least_a_step():
+    config = TrainConfig(tokens=1000, batch_size=2, accumulate=3)
+    assert total_steps(config, 16) == 10
+    with pytest.raises(InputError, match=r"less than one step of 3 x 2 x 200 = 1200 tokens"):
+        total_steps(config, 200)
+
+
+def test_the_state_goes_through_named_tensors_unchanged(small_config):
+    torch.manual_seed(0)
+    model = symboliclight.build(small_config)
+    optimizer = adamw(model, TrainConfig())
+    tokens = torch.randint(0, small_config.vocab_size, (1, 8))
+
+    def update(optimizer):
+        optimizer.zero_grad()
+        model(tokens)[0].square().mean().backward()
+        optimizer.step()
+        return [p.detach().clone() for p in model.parameters()]
+
+    update(optimizer)
+    start = {name: p.clone() for name, p in model.state_dict().items()}
+    tensors = {name: t.clone() for name, t in state_tensors(optimizer, model).items()}
+    expected = update(optimizer)
+    model.load_state_dict(start)
+    other = adamw(model, TrainConfig())
+    load_state_tensors(other, model, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(update(other), expected, strict=True))
+
+
+@pytest.mark.parametrize("key", ["nowhere:exp_avg", "head.out.weight:exp_avg"])
+def test_a_state_of_another_model_is_refused(small_config, key):
+    model = symboliclight.build(small_config)
+    with pytest.raises(InputError, match="does not belong to this model"):
+        load_state_tensors(adamw(model, TrainConfig()), model, {key: torch.zeros(3)})
