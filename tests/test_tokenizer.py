@@ -203,6 +203,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, m
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    with pytest.raises(InputError, match=r"cannot write .*file: No space left on device; nothing was changed"):
+        TOKENIZER.save(path)
+    assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -59,22 +59,24 @@ class Tokenizer:
         self._bytes = [self._piece(i) for i in range(self.vocab_size)]
         self.piece_bytes = np.array([len(b) for b in self._bytes], dtype=np.int64)  # (V,) UTF-8 text bytes
         self.piece_bytes[self.unk_id] = 0  # stands for text that nobody knows
-        with_newline = [b for b in self._bytes if b"\n" in b]
-        self._split_lines = self.exact and len(with_newline) == 2  # its own piece and its byte: nothing merges over it
+        # A newline in its own piece and the byte only: nothing merges over it, so lines can be encoded apart.
+        self._split_lines = self.exact and sum(b"\n" in b for b in self._bytes) == 2
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a `.model` file, or the tokenizer.model of a checkpoint or shard folder."""
-        path = Path(path)
-        file = path / FILE_NAME if path.is_dir() else path
+        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         try:
             return cls(file.read_bytes(), str(file))
         except OSError as error:
             raise InputError(f"cannot read tokenizer {file}: {error.strerror}; check the path") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the `.model` file atomically."""
-        write_atomic(path, self._model)
+        """Write the `.model` file atomically; raises `InputError` if it cannot be written."""
+        try:
+            write_atomic(path, self._model)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of `text`. The text of a special piece such as `<|user|>` gives that piece's id.
@@ -153,10 +155,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class Trained:
-    """A new tokenizer and what it was made from."""
+    """A new tokenizer and what its vocabulary could hold."""
 
     tokenizer: Tokenizer
-    text_bytes: int  # UTF-8 bytes of training text
     characters: int  # different characters with a piece of their own; all others are spelt in bytes
     coverage: float  # share of the training text's characters that those make up
     wanted_coverage: float  # what was asked for; more than `coverage` where the vocabulary is too small for it
@@ -183,9 +184,9 @@ def train(texts: Iterable[str], vocab_size: int, path: str | Path | None = None,
     lines = (line[i:i + _LINE] for text in texts for line in text.translate(breaks).split("\n")
              for i in range(0, len(line), _LINE))
     tokenizer = Tokenizer(_run_trainer(lines, vocab_size))
-    if path is not None:
+    if path:
         tokenizer.save(path)
-    return Trained(tokenizer, sum(len(t.encode()) for t in texts), len(kept), coverage, character_coverage)
+    return Trained(tokenizer, len(kept), coverage, character_coverage)
 
 
 def _choose_characters(counts: Counter[str], wanted: float, room: int) -> tuple[set[str], float]:
@@ -279,8 +280,7 @@ def check_unicode(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"text has a lone surrogate at character {error.start}, which is not valid Unicode; "
-                         "remove it") from error
+        raise InputError(f"text has a lone surrogate at character {error.start}, not Unicode; remove it") from error
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
