@@ -1,5 +1,7 @@
 """Small real things that several tests share; nothing here takes more than a second."""
 
+import json
+
 import pytest
 
 from symboliclight.config import ModelConfig
@@ -34,3 +36,29 @@ def small_model(small_config):
 
     torch.manual_seed(0)
     return symboliclight.build(small_config).eval()
+
+
+@pytest.fixture(scope="session")
+def small_shards(small_tokenizer, tmp_path_factory):
+    """Two domains, English and Chinese, of 120 short documents each."""
+    from symboliclight.data import build_corpus, build_shards
+    from symboliclight.data.corpus import CorpusOptions
+
+    folder = tmp_path_factory.mktemp("small")
+    sources = {}
+    for name, text in (("english", TEXT[0]), ("chinese", TEXT[1])):
+        sources[name] = [folder / f"{name}.jsonl"]
+        lines = [json.dumps({"text": f"{i}: {text * (1 + i % 3)}"}) for i in range(120)]
+        sources[name][0].write_text("\n".join(lines), encoding="utf-8")
+    corpus = build_corpus(sources, folder / "corpus", CorpusOptions(validation=0.2, test=0.1))
+    return build_shards(corpus, small_tokenizer, folder / "shards", threads=1)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_model, small_config, small_tokenizer, tmp_path_factory):
+    """A folder with `small_model` and its tokenizer."""
+    from symboliclight import checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    checkpoint.save(folder, small_config, small_model.state_dict(), small_tokenizer)
+    return folder

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 ROWS = 1024  # tokens whose logits exist at one time
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
+def inference(model: Any) -> Iterator[None]:
     """No gradients, no dropout; training mode is restored afterwards."""
     training = model.training
     if training:
@@ -26,27 +26,27 @@ def inference(model: nn.Module) -> Iterator[None]:
             model.train()
 
 
-def padded_state(model: nn.Module, padding: np.ndarray) -> Any:
+def padded_state(model: Any, padding: np.ndarray) -> Any:
     """The state before rows with `padding` (B,) absent tokens on their left."""
-    return model.initial_state(len(padding), torch.from_numpy(padding))  # type: ignore[operator]
+    return model.initial_state(len(padding), torch.from_numpy(padding))
 
 
-def last_logits(model: nn.Module, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+def last_logits(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
     """Read tokens (B, T); return the logits after the last one, (B, V) float32, and the state."""
     with inference(model):
-        c, _, state = model.features(_on(model, tokens), state)  # type: ignore[operator]
-        return model.head(c[:, -1]).float().cpu().numpy(), state  # type: ignore[operator]
+        c, _, state = model.features(_on(model, tokens), state)
+        return model.head(c[:, -1]).float().cpu().numpy(), state
 
 
-def token_nll(model: nn.Module, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def token_nll(model: Any, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Cross-entropy (B, T) float32 in nats of targets (B, T) after tokens (B, T), both int64."""
     with inference(model):
-        c = model.features(_on(model, tokens))[0].flatten(0, 1)  # type: ignore[operator]
+        c = model.features(_on(model, tokens))[0].flatten(0, 1)
         wanted = _on(model, targets).flatten()
-        parts = [F.cross_entropy(model.head(rows).float(), chosen, reduction="none")  # type: ignore[operator]
+        parts = [F.cross_entropy(model.head(rows).float(), chosen, reduction="none")
                  for rows, chosen in zip(c.split(ROWS), wanted.split(ROWS), strict=True)]
         return torch.cat(parts).view(targets.shape).cpu().numpy()
 
 
-def _on(model: nn.Module, ids: np.ndarray) -> Tensor:
+def _on(model: Any, ids: np.ndarray) -> Tensor:
     return torch.from_numpy(ids).to(next(model.parameters()).device)

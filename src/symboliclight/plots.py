@@ -1,0 +1,79 @@
+"""Charts in one style: colour-blind safe, few lines, text that stays text in SVG."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from symboliclight.errors import InputError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito
+_CJK = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
+_KINDS = {"encoder": "encoder", "blocks": "block output", "ffn": "FFN hidden units"}
+
+
+@contextmanager
+def style() -> Iterator[Any]:
+    """`matplotlib.pyplot` in the house style. Raises `InputError` where matplotlib is missing.
+
+    Its own font has no Chinese; the first Chinese font found on the machine stands behind it.
+    """
+    try:
+        import matplotlib
+        from matplotlib import font_manager
+    except ImportError as error:
+        raise InputError("charts need matplotlib: pip install 'symboliclight[docs]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    family = ["DejaVu Sans", *[f for f in _CJK if f in installed][:1]]
+    with plt.rc_context({
+        "svg.fonttype": "none", "svg.hashsalt": "symboliclight", "font.family": family, "font.size": 10,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "axes.prop_cycle": plt.cycler(color=COLOURS), "legend.frameon": False, "axes.titlesize": 11,
+        "figure.constrained_layout.use": True,
+    }):
+        yield plt
+
+
+def render(figure: Any, form: str = "svg") -> bytes:
+    """The bytes of a figure, "svg" or "png", the same for the same figure; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    out = io.BytesIO()
+    figure.savefig(out, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
+    plt.close(figure)
+    return out.getvalue()
+
+
+def plot_sparsity(sparsity: dict[str, Any], form: str = "svg") -> bytes:
+    """Silent fraction by layer, and by position in the window averaged over the layers of each kind of site.
+
+    `sparsity` is that entry of what `evaluate` returns.
+    """
+    if not sparsity["sites"]:
+        raise InputError("this evaluation has no spike sites to draw; use a model of the symboliclight family")
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+        for colour, (kind, label) in zip(COLOURS, _KINDS.items(), strict=False):
+            points = [(_layer(site), silent) for site, silent in sparsity["sites"].items() if site.startswith(kind)]
+            if not points:
+                continue
+            left.plot(*zip(*points, strict=True), "o-", color=colour, ms=5, label=label)
+            buckets = [[x for site, x in b["sites"].items() if site.startswith(kind)] for b in sparsity["positions"]]
+            right.plot([sum(b) / len(b) for b in buckets], "o-", color=colour, ms=4)
+        layers = sorted({_layer(site) for site in sparsity["sites"]})
+        left.set_xticks(layers, ["input" if i < 0 else str(i + 1) for i in layers])
+        left.set(xlabel="layer", ylabel="silent fraction", title="by layer")
+        left.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        names = [f"{b['from']}" if b["to"] - b["from"] == 1 else f"{b['from']}–{b['to'] - 1}"
+                 for b in sparsity["positions"]]
+        right.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        right.set(xlabel="position in the window (tokens)", title="by position, mean over layers")
+        left.legend()
+        return render(figure, form)
+
+
+def _layer(site: str) -> int:
+    return -1 if site == "encoder" else int(site.split(".")[1])
