@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from symboliclight.errors import InputError
 
@@ -186,16 +186,16 @@ def _text_of(record: Any, field: str, where: str) -> str | None:
     return record[field]
 
 
-def open_binary(path: Path, on_read: Callable[[int], None]) -> BinaryIO:
+def open_binary(path: Path, on_read: Callable[[int], None]) -> io.BufferedReader:
     """The unpacked content of a file; `on_read` is told about the packed bytes."""
-    stored = io.BufferedReader(_Tap(path, on_read), _BLOCK)
+    stored: io.BufferedReader = io.BufferedReader(_Tap(path, on_read), _BLOCK)
     if path.suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=stored), _BLOCK)  # type: ignore[return-value]
+        return io.BufferedReader(gzip.GzipFile(fileobj=stored), _BLOCK)
     if path.suffix == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(stored), _BLOCK)  # type: ignore[return-value]
+        return io.BufferedReader(lzma.LZMAFile(stored), _BLOCK)
     if path.suffix == ".zst":
-        return io.BufferedReader(_Zstd(stored), _BLOCK)  # type: ignore[return-value]
-    return stored  # type: ignore[return-value]
+        return io.BufferedReader(_Zstd(stored), _BLOCK)
+    return stored
 
 
 class _Tap(io.FileIO):
@@ -214,7 +214,7 @@ class _Tap(io.FileIO):
 class _Zstd(io.RawIOBase):
     """Zstandard frames, one after another. Unlike the library's reader it notices a file cut short."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         try:
             import zstandard
         except ImportError as error:
