@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ BLOCK = {"mixer.tcam", "mixer.q", "mixer.k", "mixer.v", "mixer.out", "ffn.up", "
 
 
 def decayed(config):
-    return {name.removesuffix(".weight") for name, p in symboliclight.build(config).named_parameters() if decays(name, p)}
+    named = symboliclight.build(config).named_parameters()
+    return {name.removesuffix(".weight") for name, p in named if decays(name, p)}
 
 
 def test_weight_decay_falls_on_matrices_but_not_on_norms_priors_gates_and_decays(small_config):
@@ -46,7 +48,7 @@ def test_the_rate_warms_up_to_its_peak_and_ends_at_its_minimum():
     assert rates[0] == pytest.approx(1e-4) and rates[9] == 1e-3
     assert rates[59] == pytest.approx((1e-3 + 1e-4) / 2)
     assert rates[-1] == pytest.approx(1e-4)
-    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[9:]))
 
 
 def test_without_warm_up_the_first_step_is_on_the_cosine():

@@ -1,0 +1,236 @@
+"""The training loop.
+
+A run is a function of its `RunConfig` and the data: killed at any moment, it goes on from its last checkpoint and
+reaches bitwise the same losses and weights as if it had never stopped (same machine, same number of threads).
+
+When the loss is not finite, or more than `train.divergence` above its running mean, the run goes back to its last
+checkpoint with half the learning rate. The data does not go back: the batches that did the harm are not met again.
+"""
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress as Bar
+
+from symboliclight import checkpoint
+from symboliclight.config import RunConfig, to_dict
+from symboliclight.data import Batches, Shards
+from symboliclight.errors import InputError
+from symboliclight.model import build
+from symboliclight.model.sites import record_rates
+from symboliclight.optim import adamw, learning_rate, load_state_tensors, state_tensors, total_steps
+from symboliclight.train import folder
+from symboliclight.train.folder import Progress
+from symboliclight.train.log import Log, progress_bar
+from symboliclight.train.runtime import choose_device, deterministic, random_state, set_random_state, stop_on_signal
+from symboliclight.train.step import StepResult, step
+from symboliclight.train.validate import SPLIT, validate, validation_domains
+
+MEMORY = 0.98  # of the running mean loss, a step
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a run."""
+
+    directory: str
+    steps: int  # done
+    total_steps: int  # of the whole budget
+    tokens: int  # trained on
+    loss: float | None  # running mean of the training loss, nats a token
+    validation: dict[str, Any]  # the newest: see `validate`
+    best: float | None  # lowest validation loss, nats a token
+    rollbacks: int
+    seconds: float  # spent in optimiser steps
+    tokens_per_second: float
+    interrupted: bool  # a signal stopped it; it is saved and can be resumed
+
+
+def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device: str = "auto", progress: bool = False,
+          tensorboard: bool = True) -> Result:
+    """Train `run` in folder `directory`, from its last checkpoint if it has one.
+
+    SIGINT and SIGTERM end the current step, save and return. `device` is auto, cpu, cuda or cuda:N; `progress` shows
+    a bar on stderr. Raises `InputError` if the folder holds another run (or any, with `resume` false), the data does
+    not fit the configuration, the disk is full, or the loss diverges more than `train.max_rollbacks` times.
+    """
+    directory = Path(directory)
+    with deterministic(), stop_on_signal() as stop, progress_bar(progress) as bar:
+        trainer = _Trainer(run, directory, choose_device(device), tensorboard)
+        trainer.open(resume)
+        task = bar.add_task("", total=trainer.total, completed=trainer.progress.step, figures="")
+        try:
+            while trainer.progress.step < trainer.total and not stop.is_set():
+                trainer.advance()
+                trainer.show(bar, task)
+            trainer.finish()
+        finally:
+            trainer.log.close()
+        return trainer.result()
+
+
+class _Trainer:
+    """Everything that lives during a run."""
+
+    def __init__(self, run: RunConfig, directory: Path, device: torch.device, tensorboard: bool) -> None:
+        self.run, self.directory, self.device = run, directory, device
+        self.shards = Shards.open(run.data.directory)
+        self.batches = self._batches(None)
+        _check(run, self.shards)
+        self.tokenizer = self.shards.tokenizer()
+        self.total = total_steps(run.train, run.data.seq_len)
+        torch.manual_seed(run.train.seed)
+        self.model = build(run.model).to(device).train()
+        self.optimizer = adamw(self.model, run.train)
+        self.progress = Progress()
+        self.log = Log(directory, tensorboard)
+        self.saved = -1  # step of the newest checkpoint
+        self.recent = [0, 0.0]  # steps and seconds since the last line of the log, this session
+
+    @property
+    def step_tokens(self) -> int:
+        c = self.run.train
+        return c.batch_size * c.accumulate * self.run.data.seq_len
+
+    def open(self, resume: bool) -> None:
+        """Begin a new folder, or go on in an old one."""
+        if not folder.known(self.directory, self.run, resume):
+            folder.write_run(self.directory, self.run, self.facts())
+        if (self.directory / checkpoint.LAST).exists():
+            self._restore(self.directory / checkpoint.LAST)
+            self.log.rewind(self.progress.step, self.progress.rollbacks)
+        else:
+            self.log.rewind(0, 0)
+            self._save()  # a rollback always finds a checkpoint, and a disk that is too small is found out now
+
+    def advance(self) -> None:
+        """One optimiser step with all that is due after it; or a rollback."""
+        p, c = self.progress, self.run.train
+        at, start = p.step + 1, time.perf_counter()
+        logged = at % c.log_every == 0 or at == self.total
+        batches = [self.batches.next() for _ in range(c.accumulate)]
+        limit = math.inf if p.mean_loss is None else p.mean_loss + c.divergence
+        lr = p.lr_scale * learning_rate(at, self.total, c)
+        recorder: AbstractContextManager[dict[str, float]] = record_rates(self.model) if logged else nullcontext({})
+        with recorder as rates:
+            done = step(self.model, self.optimizer, batches, c, lr, limit)
+        if not done.applied:
+            self._roll_back(at, done)
+            return
+        seconds = time.perf_counter() - start
+        self.recent = [self.recent[0] + 1, self.recent[1] + seconds]
+        p.step, p.seconds = at, p.seconds + seconds
+        p.mean_loss = done.loss if p.mean_loss is None else MEMORY * p.mean_loss + (1 - MEMORY) * done.loss
+        p.loss_sum, p.loss_count = p.loss_sum + done.loss, p.loss_count + 1
+        if logged:
+            self._log_step(done, rates)
+        improved = bool(c.eval_every) and (at % c.eval_every == 0 or at == self.total) and self._validate()
+        if improved or at % c.save_every == 0:
+            self._save(best=improved)
+
+    def finish(self) -> None:
+        """Save what is not saved yet; the result of a complete run goes into run.json."""
+        if self.saved != self.progress.step:
+            self._save()
+        if self.progress.step == self.total:
+            folder.write_run(self.directory, self.run, {**self.facts(), "result": asdict(self.result())})
+
+    def facts(self) -> dict[str, Any]:
+        """What the run was made with, beside its configuration."""
+        return {"data_hash": self.shards.data_hash, "tokenizer_hash": self.shards.tokenizer_hash,
+                "parameters": sum(p.numel() for p in self.model.parameters()), "total_steps": self.total,
+                "device": str(self.device), "threads": torch.get_num_threads()}
+
+    def result(self) -> Result:
+        p = self.progress
+        tokens = p.step * self.step_tokens
+        return Result(str(self.directory), p.step, self.total, tokens, p.mean_loss, p.validation, p.best, p.rollbacks,
+                      p.seconds, tokens / p.seconds if p.seconds else 0.0, p.step < self.total)
+
+    def show(self, bar: Bar, task: Any) -> None:
+        p = self.progress
+        loss = "" if p.mean_loss is None else f"loss {p.mean_loss:.3f}"
+        rate = p.step * self.step_tokens / max(p.seconds, 1e-9)
+        bar.update(task, completed=p.step, figures=f"{loss}  {rate:,.0f} tokens/s")
+
+    def _log_step(self, done: StepResult, rates: dict[str, float]) -> None:
+        p, (steps, seconds) = self.progress, self.recent
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.log.write("train", p.step, trained_tokens=p.step * self.step_tokens, loss=p.loss_sum / p.loss_count,
+                       lr=lr, grad_norm=done.grad_norm, tokens_per_second=steps * self.step_tokens / seconds,
+                       seconds=p.seconds, epochs=self.batches.epochs, spikes=rates)
+        p.loss_sum, p.loss_count, self.recent = 0.0, 0, [0, 0.0]
+
+    def _validate(self) -> bool:
+        """Measure, log, and say whether this is the best so far."""
+        p = self.progress
+        p.validation = validate(self.model, self.shards, self.tokenizer, self.run)
+        self.log.write("validation", p.step, trained_tokens=p.step * self.step_tokens, **p.validation)
+        if p.best is not None and p.validation["nats_per_token"] >= p.best:
+            return False
+        p.best = p.validation["nats_per_token"]
+        return True
+
+    def _roll_back(self, at: int, done: StepResult) -> None:
+        before, last = self.progress, self.directory / checkpoint.LAST
+        if before.rollbacks >= self.run.train.max_rollbacks:
+            raise InputError(f"training diverged at step {at} after {before.rollbacks} rollbacks (loss "
+                             f"{done.loss:.3f}, gradient norm {done.grad_norm:.3g}); lower train.lr, "
+                             f"or use {last.resolve()} as it is")
+        self._restore(last, data=False)
+        p = self.progress
+        self.log.rewind(p.step, before.rollbacks)
+        p.rollbacks, p.lr_scale, p.seconds = before.rollbacks + 1, before.lr_scale / 2, before.seconds
+        self.log.write("rollback", at, to=p.step, lr_scale=p.lr_scale,
+                       loss=done.loss if math.isfinite(done.loss) else None)
+
+    def _save(self, best: bool = False) -> None:
+        path = folder.checkpoint_path(self.directory, self.progress.step)
+        state = {"run": to_dict(self.run), "progress": asdict(self.progress), "cursor": self.batches.cursor,
+                 "random": random_state(self.device)}
+        checkpoint.save(path, self.run.model, self.model.state_dict(), self.tokenizer,
+                        checkpoint.Training(state, state_tensors(self.optimizer, self.model)))
+        if best:
+            folder.link(self.directory, folder.BEST, path)
+        folder.link(self.directory, checkpoint.LAST, path)  # last: a run killed before this line repeats the one above
+        folder.prune(self.directory, self.run.train.keep)
+        self.saved = self.progress.step
+
+    def _restore(self, path: Path, data: bool = True) -> None:
+        """Weights, optimiser, random state and counters of a checkpoint, and with `data` its place in the data."""
+        _, tensors = checkpoint.load(path)
+        checkpoint.check_tensors(path / checkpoint.MODEL, tensors, self.model.state_dict())
+        training = checkpoint.load_training(path)
+        try:
+            self.progress = Progress(**training.state["progress"])
+            set_random_state(training.state["random"], self.device)
+            cursor = training.state["cursor"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path / checkpoint.STATE} is damaged ({error}); restore it from a good copy") from error
+        self.model.load_state_dict(tensors)
+        load_state_tensors(self.optimizer, self.model, training.tensors)
+        if data:
+            self.batches = self._batches(cursor)
+        self.saved = self.progress.step
+
+    def _batches(self, cursor: dict[str, Any] | None) -> Batches:
+        data, c = self.run.data, self.run.train
+        return Batches(self.shards, "train", data.weights, data.seq_len, c.batch_size, c.seed, cursor)
+
+
+def _check(run: RunConfig, shards: Shards) -> None:
+    """Raise `InputError` where the data and the configuration contradict each other."""
+    if run.model.vocab_size != shards.vocab_size:
+        raise InputError(f"model.vocab_size is {run.model.vocab_size}, but the data in {shards.path} has "
+                         f"{shards.vocab_size} pieces; set model.vocab_size to that, or use other data")
+    if run.data.seq_len > run.model.max_seq_len:
+        raise InputError(f"data.seq_len is {run.data.seq_len}, more than model.max_seq_len {run.model.max_seq_len}; "
+                         "lower the first or raise the second")
+    if run.train.eval_every and not validation_domains(shards, run):
+        raise InputError(f"{shards.path} has no {SPLIT} tokens; build the corpus with a larger share of it, "
+                         "or set train.eval_every to 0")

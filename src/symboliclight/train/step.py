@@ -1,0 +1,79 @@
+"""One optimiser step.
+
+    loss = CE(head(c)) + z · lse² + aux_weight · mean_i CE(head(c_i)),   i in model.aux_layers
+
+averaged over all targets of all micro-batches, so that accumulation gives the gradient of the one big batch.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from symboliclight.config import TrainConfig
+from symboliclight.ops import linear_cross_entropy
+
+Batch = tuple[np.ndarray, np.ndarray]  # tokens and targets, each (B, T) int64; a target below 0 is ignored
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step measured, before its update."""
+
+    loss: float  # cross-entropy of the final head, nats a token
+    grad_norm: float  # global norm before clipping
+    applied: bool  # False: the loss or a gradient was not finite or the loss above the limit; weights are as before
+
+
+def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[None]:
+    """Mixed precision as configured; weights and sums stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def losses(model: nn.Module, tokens: Tensor, targets: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Training loss and plain cross-entropy of one micro-batch, both scalars in nats a token."""
+    c, aux, _ = model.features(tokens)  # type: ignore[operator]
+    head = model.head
+    features, weights, bias = head.terms(c)  # type: ignore[union-attr, operator]
+    loss, plain = linear_cross_entropy(features, weights, targets, bias, config.z_loss)
+    for stream in aux:
+        features, weights, bias = head.terms(stream)  # type: ignore[union-attr, operator]
+        inner, _ = linear_cross_entropy(features, weights, targets, bias)
+        loss = loss + config.aux_weight / len(aux) * inner
+    return loss, plain
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], config: TrainConfig,
+         lr: float, limit: float = math.inf) -> StepResult:
+    """Update `model` once with the mean gradient over `batches` (micro-batches), at learning rate `lr`.
+
+    Nothing is updated if the loss is above `limit` nats or anything is not finite: the gradient norm that clipping
+    needs anyway tells, and is read together with the loss, once.
+    """
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    kept = [int((targets >= 0).sum()) for _, targets in batches]
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=device)
+    for (tokens, targets), count in zip(batches, kept, strict=True):
+        share = count / max(sum(kept), 1)
+        with autocast(device, config):
+            loss, plain = losses(model, _on(device, tokens), _on(device, targets), config)
+        (loss * share).backward()
+        total += plain * share
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+    mean, grad_norm = torch.stack([total, norm]).tolist()
+    applied = math.isfinite(mean) and math.isfinite(grad_norm) and mean <= limit
+    if applied:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    return StepResult(mean, grad_norm, applied)
+
+
+def _on(device: torch.device, ids: np.ndarray) -> Tensor:
+    return torch.from_numpy(ids).to(device, non_blocking=True)

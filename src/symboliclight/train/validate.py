@@ -1,0 +1,44 @@
+"""Validation during a run."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from symboliclight.config import RunConfig
+from symboliclight.data import Shards, eval_windows
+from symboliclight.model.step import token_nll
+from symboliclight.tokenizer import Tokenizer
+from symboliclight.train.step import autocast
+
+SPLIT = "validation"
+
+
+def validation_domains(shards: Shards, run: RunConfig) -> list[str]:
+    """Domains that are trained on and have validation tokens."""
+    return [name for name in shards.domains(SPLIT) if not run.data.weights or run.data.weights.get(name)]
+
+
+def validate(model: nn.Module, shards: Shards, tokenizer: Tokenizer, run: RunConfig) -> dict[str, Any]:
+    """Cross-entropy on fixed windows of the validation split, at most `train.eval_tokens` a domain.
+
+    Returns `nats_per_token`, `bits_per_byte` (of the targets' text) and `tokens`, over all domains token by token,
+    and the same for each domain under `domains`.
+    """
+    device = next(model.parameters()).device
+    sums: dict[str, list[float]] = {}  # domain -> nats, tokens, bytes
+    for domain in validation_domains(shards, run):
+        total = sums.setdefault(domain, [0.0, 0, 0])
+        windows = eval_windows(shards, SPLIT, domain, run.data.seq_len, run.train.eval_tokens, run.train.batch_size)
+        for tokens, targets in windows:
+            with autocast(device, run.train):
+                nll = token_nll(model, tokens, targets)
+            total[0] += float(nll.sum(dtype="float64"))
+            total[1] += targets.size
+            total[2] += int(tokenizer.piece_bytes[targets].sum())
+    whole = [sum(column) for column in zip(*sums.values(), strict=True)]
+    return {**_figures(*whole), "domains": {name: _figures(*total) for name, total in sums.items()}}
+
+
+def _figures(nats: float, tokens: float, size: float) -> dict[str, float]:
+    return {"nats_per_token": nats / tokens, "bits_per_byte": nats / math.log(2) / max(size, 1), "tokens": int(tokens)}
