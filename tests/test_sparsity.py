@@ -92,6 +92,6 @@ def test_the_sparsity_chart_names_what_it_shows(small_model, small_tokenizer, sm
     sparsity = evaluate(small_model, small_tokenizer, small_shards, max_tokens=100, seq_len=20)["sparsity"]
     svg = plot_sparsity(sparsity)
     texts = {t.text for t in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
-    assert {"encoder", "block output", "FFN hidden units", "input", "1", "2", "silent fraction", "16–19"} <= texts
+    assert {"encoder", "block output", "FFN hidden units", "input", "0", "1", "silent fraction", "16–19"} <= texts
     assert plot_sparsity(sparsity) == svg
     assert plot_sparsity(sparsity, "png").startswith(b"\x89PNG")

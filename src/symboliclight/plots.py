@@ -9,7 +9,8 @@ from symboliclight.errors import InputError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito
 _CJK = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
-_KINDS = {"encoder": "encoder", "blocks": "block output", "ffn": "FFN hidden units"}
+SITES = {"encoder": (COLOURS[0], "encoder"), "ffn": (COLOURS[1], "FFN hidden units"),
+         "blocks": (COLOURS[2], "block output")}  # kind of spike site -> colour, label
 
 
 @contextmanager
@@ -55,8 +56,10 @@ def plot_sparsity(sparsity: dict[str, Any], form: str = "svg") -> bytes:
     if not sparsity["sites"]:
         raise InputError("this evaluation has no spike sites to draw; use a model of the symboliclight family")
     with style() as plt:
+        from matplotlib.ticker import PercentFormatter
+
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-        for colour, (kind, label) in zip(COLOURS, _KINDS.items(), strict=False):
+        for kind, (colour, label) in SITES.items():
             points = [(_layer(site), silent) for site, silent in sparsity["sites"].items() if site.startswith(kind)]
             if not points:
                 continue
@@ -64,14 +67,29 @@ def plot_sparsity(sparsity: dict[str, Any], form: str = "svg") -> bytes:
             buckets = [[x for site, x in b["sites"].items() if site.startswith(kind)] for b in sparsity["positions"]]
             right.plot([sum(b) / len(b) for b in buckets], "o-", color=colour, ms=4)
         layers = sorted({_layer(site) for site in sparsity["sites"]})
-        left.set_xticks(layers, ["input" if i < 0 else str(i + 1) for i in layers])
+        left.set_xticks(layers, ["input" if i < 0 else str(i) for i in layers])
         left.set(xlabel="layer", ylabel="silent fraction", title="by layer")
-        left.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        left.yaxis.set_major_formatter(PercentFormatter(1.0))
         names = [f"{b['from']}" if b["to"] - b["from"] == 1 else f"{b['from']}–{b['to'] - 1}"
                  for b in sparsity["positions"]]
         right.set_xticks(range(len(names)), names, rotation=40, ha="right")
         right.set(xlabel="position in the window (tokens)", title="by position, mean over layers")
         left.legend()
+        return render(figure, form)
+
+
+def plot_losses(runs: dict[str, list[dict[str, Any]]], form: str = "svg") -> bytes:
+    """Learning curves. `runs`: label -> points {event: "train" or "validation", tokens, nats}, nats a token."""
+    with style() as plt:
+        figure, axes = plt.subplots(figsize=(9, 3.6))
+        for colour, (label, points) in zip(COLOURS, runs.items(), strict=False):
+            for event, look in (("train", {"lw": 0.8, "alpha": 0.5}), ("validation", {"marker": "o", "ms": 4, "label": label})):
+                chosen = [(p["tokens"], p["nats"]) for p in points if p["event"] == event]
+                if chosen:
+                    axes.plot(*zip(*chosen, strict=True), color=colour, **look)
+        axes.set(xlabel="tokens read", ylabel="nats a token")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
+        axes.legend()
         return render(figure, form)
 
 

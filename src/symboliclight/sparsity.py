@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from symboliclight.errors import InputError
 from symboliclight.model.sites import spike_sites
 from symboliclight.model.step import token_nll
+from symboliclight.plots import SITES
 from symboliclight.tokenizer import Tokenizer
 
 
@@ -121,7 +122,6 @@ def _labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return labels
 
 
-COLOURS = {"encoder": "#0072B2", "ffn": "#D55E00", "blocks": "#009E73"}  # Okabe-Ito: safe for colour-blind readers
 _CELL, _DOT, _LEFT, _GAP = 18, 2, 132, 14  # pixels: token width, unit height, label column, space between panels
 
 
@@ -158,7 +158,7 @@ def _panel(name: str, spikes: np.ndarray, units: int, y: int) -> tuple[str, int]
                    for t, u in zip(*np.nonzero(spikes[:, shown]), strict=True))
     height = _DOT * len(shown)
     middle = y + height // 2
-    colour = COLOURS[name.split(".")[0]]
+    colour, _ = SITES[name.split(".")[0]]
     return (f'<rect x="{_LEFT}" y="{y}" width="{_CELL * T}" height="{height}" fill="none" stroke="currentColor" '
             f'stroke-opacity=".25"/><path d="{dots}" fill="{colour}"/>'
             f'<text x="{_LEFT - 10}" y="{middle - 3}" text-anchor="end" font-weight="600">{escape(name)}</text>'

@@ -1,0 +1,104 @@
+"""`symboliclight eval`: perplexity, bits per byte and sparsity of a model."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from symboliclight.checkpoint import locate
+from symboliclight.commands.models import add_model, load_model, read_text, token_progress
+from symboliclight.commands.output import print_json, print_table
+from symboliclight.data.corpus import SPLITS
+from symboliclight.data.shards import Shards
+from symboliclight.errors import InputError
+from symboliclight.tokenizer import write_atomic
+
+
+def add(commands: Any) -> None:
+    """Add the parser."""
+    p = commands.add_parser("eval", help="measure perplexity, bits per byte and sparsity")
+    add_model(p)
+    p.add_argument("--data", metavar="DIR", help="a shard folder, made with the model's tokenizer")
+    p.add_argument("--text", metavar="FILE", help="a UTF-8 text file, instead of --data")
+    p.add_argument("--split", choices=SPLITS, default="validation", help="of the shards (default: validation)")
+    p.add_argument("--max-tokens", type=int, default=65_536, metavar="N",
+                   help="tokens of each domain at most; of --text all are read (default: 65536)")
+    p.add_argument("--seq-len", type=int, metavar="N",
+                   help="tokens of a window, which starts without memory (default: the model's max_seq_len)")
+    p.add_argument("--json", action="store_true", help="print JSON, with sparsity by domain and position as well")
+    p.add_argument("--out", metavar="FILE", help="write the JSON to a file too")
+    p.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if (args.data is None) == (args.text is None):
+        raise InputError("give either --data DIR or --text FILE")
+    for name in ("max_tokens", "seq_len"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    model, tokenizer = load_model(args.model)
+    from symboliclight.evaluate import evaluate, evaluate_text  # needs torch, which load_model has asked for
+
+    if args.text is not None:
+        text = read_text(args.text)
+        with token_progress("evaluating", len(tokenizer.encode(text))) as advance:
+            result = evaluate_text(model, tokenizer, text, args.seq_len, advance)
+    else:
+        shards = Shards.open(args.data)
+        counts = shards.splits[args.split].values()
+        with token_progress("evaluating", sum(min(args.max_tokens, d["tokens"]) for d in counts)) as advance:
+            result = evaluate(model, tokenizer, shards, args.split, args.max_tokens, args.seq_len, advance)
+    result = {"model": str(args.model), "seed": _training_seed(args.model), **result}
+    if args.out is not None:
+        _save(args.out, result)
+    if args.json:
+        print_json(result)
+    else:
+        _print_tables(result)
+
+
+def _training_seed(directory: str) -> int | None:
+    """The seed of the run that the model comes from, if it still lies in the folder of its run."""
+    run = locate(directory).parent / "run.json"
+    return json.loads(run.read_text(encoding="utf-8")).get("seed") if run.is_file() else None
+
+
+def _save(path: str, result: dict[str, Any]) -> None:
+    try:
+        write_atomic(Path(path), (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+
+
+def _print_tables(result: dict[str, Any]) -> None:
+    rows = {**result["domains"], "all tokens": result["mean"]["token_weighted"],
+            "mean over domains": result["mean"]["unweighted"],
+            **{f"language {name}": figures for name, figures in result["languages"].items()}}
+    print_table(
+        ("domain", "tokens", "bytes/token", "nats/token", "perplexity", "bits/byte"),
+        [(name, r.get("tokens", ""), _number(r.get("bytes_per_token"), 2), _number(r["nats_per_token"], 3),
+          _number(r["perplexity"], 2), _number(r["bits_per_byte"], 3)) for name, r in rows.items()])
+    sparsity = result["sparsity"]
+    if not sparsity["sites"]:
+        return
+    languages = sparsity["languages"]
+    print()
+    print_table(
+        ("silent at", "all", *languages, "first token", "gate opened"),
+        [(site, _percent(silent), *(_percent(languages[name].get(site)) for name in languages),
+          _percent(sparsity["positions"][0]["sites"][site]), _percent(_gate(sparsity, site)))
+         for site, silent in sparsity["sites"].items()])
+
+
+def _gate(sparsity: dict[str, Any], site: str) -> float | None:
+    """Share of tokens for which the site opens the gate of the next layer."""
+    layer = 0 if site == "encoder" else int(site.split(".")[1]) + 1 if site.startswith("blocks") else -1
+    return sparsity["gate_open"].get(str(layer))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}%"

@@ -1,0 +1,80 @@
+"""What commands that run a model share: loading it, its options, a bar over tokens."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from symboliclight.errors import InputError
+from symboliclight.sampling import Sampling
+from symboliclight.tokenizer import Tokenizer
+
+
+def load_model(directory: str) -> tuple[Any, Tokenizer]:
+    """The model and tokenizer of a checkpoint or run folder; every command loads models here."""
+    try:
+        from symboliclight.model import load
+    except ImportError as error:
+        raise InputError("running a model needs PyTorch: pip install 'symboliclight[train]'") from error
+    return load(directory)
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 text file as it is. Raises `InputError` if it cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+
+
+def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add --model."""
+    parser.add_argument("--model", metavar="DIR", required=required, help="a checkpoint, or the folder of a run")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the next token, and the seed."""
+    d = Sampling()
+    a = parser.add_argument
+    a("--max-tokens", type=int, default=200, metavar="N", help="tokens to write at most (default: 200)")
+    a("--temperature", type=float, default=d.temperature, metavar="T",
+      help=f"0 always takes the most likely token, 1 is the model as it is (default: {d.temperature})")
+    a("--top-k", type=int, default=50, metavar="K", help="choose among the K most likely; 0: all (default: 50)")
+    a("--top-p", type=float, default=d.top_p, metavar="P",
+      help="choose among the fewest most likely that hold probability P (default: 1, all)")
+    a("--min-p", type=float, default=d.min_p, metavar="P",
+      help="drop what is less likely than P times the most likely (default: 0, none)")
+    a("--repetition-penalty", type=float, default=d.repetition_penalty, metavar="R",
+      help="make recent tokens less likely; 1.1 is mild (default: 1, off)")
+    a("--repetition-window", type=int, default=d.repetition_window, metavar="N",
+      help=f"how many tokens are recent (default: {d.repetition_window})")
+    a("--adaptive", type=float, nargs="?", const=0.5, default=0.0, metavar="NATS",
+      help="lower the temperature where the model is sure: T·H/(H+NATS), H the entropy of the next token in nats "
+           "(default: off; 0.5 if given without a number)")
+    a("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
+    a("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)")
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """The choices made with `add_sampling`."""
+    if args.seed < 0:
+        raise InputError(f"--seed must not be negative, got {args.seed}")
+    return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty,
+                    args.repetition_window, args.adaptive)
+
+
+@contextmanager
+def token_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar over `total` tokens; the yielded function adds tokens done. Silent off a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda count: progress.advance(task, count)
