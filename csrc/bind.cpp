@@ -22,8 +22,10 @@ bool forked = false;
 namespace {
 
 const Isa* isa = supported_isas().back();
-PyObject* float32_object = nullptr;  // torch.float32 and torch.bfloat16, handed over by Python: nothing here imports torch
-PyObject* bfloat16_object = nullptr;
+
+// torch.float32 and so on, handed over by Python: nothing here imports torch.
+template <class T>
+PyObject* dtype_object = nullptr;
 
 struct Sizes {
     int64_t of[4];
@@ -43,7 +45,7 @@ Sizes sizes(nb::handle tensor) {
 
 template <class T>
 bool holds(nb::handle tensor) {
-    return tensor.attr("dtype").ptr() == (std::is_same_v<T, float> ? float32_object : bfloat16_object);
+    return tensor.attr("dtype").ptr() == dtype_object<T>;
 }
 
 // The memory of a contiguous CPU tensor of exactly this element type and shape.
@@ -171,6 +173,54 @@ void spike_backward(nb::handle grad_s, nb::handle v, nb::handle threshold, nb::h
     });
 }
 
+template <class E>
+WindowKeys<E> window_keys(const WindowShape& w, nb::handle k, nb::handle v, nb::handle gate, nb::handle anchor_k,
+                          nb::handle anchor_v, nb::handle anchor_gate, nb::handle position) {
+    int64_t S = w.R + w.T;
+    return {data<E>(k, {w.B, S, w.H, w.K}, "k"), data<E>(v, {w.B, S, w.H, w.K}, "v"), data<bool>(gate, {w.B, S}, "gate"),
+            data<E>(anchor_k, {w.B, w.A, w.H, w.K}, "anchor_k"), data<E>(anchor_v, {w.B, w.A, w.H, w.K}, "anchor_v"),
+            data<bool>(anchor_gate, {w.B, w.A}, "anchor_gate"), data<int64_t>(position, {w.B}, "position")};
+}
+
+WindowShape window_shape(nb::handle q, nb::handle k, nb::handle anchor_k, int64_t window) {
+    Sizes from = sizes(q), keys = sizes(k), anchors = sizes(anchor_k);
+    if (from.n != 4 || keys.n != 4 || anchors.n != 4 || keys.of[1] < from.of[1] || window < 0)
+        throw nb::value_error("expected q (B, T, H, K), k (B, R + T, H, K), anchor_k (B, A, H, K) and a window");
+    auto [B, T, H, K] = from.of;
+    return {B, T, keys.of[1] - T, anchors.of[1], H, K, window};
+}
+
+void window_forward(nb::handle q, nb::handle k, nb::handle v, nb::handle gate, nb::handle anchor_k, nb::handle anchor_v,
+                    nb::handle anchor_gate, nb::handle position, nb::handle out, int64_t window, int threads) {
+    by_dtype(q, [&](auto element) {
+        using E = decltype(element);
+        WindowShape w = window_shape(q, k, anchor_k, window);
+        auto keys = window_keys<E>(w, k, v, gate, anchor_k, anchor_v, anchor_gate, position);
+        auto *q_ = data<E>(q, {w.B, w.T, w.H, w.K}, "q"), *out_ = data<E>(out, {w.B, w.T, w.H, w.K}, "out");
+        nb::gil_scoped_release free;
+        kernels(element).window_forward(w, q_, keys, out_, threads);
+    });
+}
+
+void window_backward(nb::handle grad_out, nb::handle q, nb::handle k, nb::handle v, nb::handle gate, nb::handle anchor_k,
+                     nb::handle anchor_v, nb::handle anchor_gate, nb::handle position, nb::handle grad_q,
+                     nb::handle grad_k, nb::handle grad_v, nb::handle grad_anchor_k, nb::handle grad_anchor_v,
+                     int64_t window, int threads) {
+    by_dtype(q, [&](auto element) {
+        using E = decltype(element);
+        WindowShape w = window_shape(q, k, anchor_k, window);
+        int64_t S = w.R + w.T;
+        auto keys = window_keys<E>(w, k, v, gate, anchor_k, anchor_v, anchor_gate, position);
+        auto *q_ = data<E>(q, {w.B, w.T, w.H, w.K}, "q"), *grad_q_ = data<E>(grad_q, {w.B, w.T, w.H, w.K}, "grad_q"),
+             *grad_out_ = data<E>(grad_out, {w.B, w.T, w.H, w.K}, "grad_out");
+        WindowGrads<E> grads{data<E>(grad_k, {w.B, S, w.H, w.K}, "grad_k"), data<E>(grad_v, {w.B, S, w.H, w.K}, "grad_v"),
+                             data<E>(grad_anchor_k, {w.B, w.A, w.H, w.K}, "grad_anchor_k"),
+                             data<E>(grad_anchor_v, {w.B, w.A, w.H, w.K}, "grad_anchor_v")};
+        nb::gil_scoped_release free;
+        kernels(element).window_backward(w, grad_out_, q_, keys, grad_q_, grads, threads);
+    });
+}
+
 std::vector<std::string> isas() {
     std::vector<std::string> names;
     for (const Isa* one : supported_isas()) names.emplace_back(one->name);
@@ -194,9 +244,11 @@ NB_MODULE(_native, m) {
 #if defined(__unix__) || defined(__APPLE__)
     pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
-    m.def("set_dtypes", [](nb::handle float32, nb::handle bfloat16) {
-        float32_object = float32.inc_ref().ptr();
-        bfloat16_object = bfloat16.inc_ref().ptr();
+    m.def("set_dtypes", [](nb::handle float32, nb::handle bfloat16, nb::handle int64, nb::handle boolean) {
+        dtype_object<float> = float32.inc_ref().ptr();
+        dtype_object<bf16> = bfloat16.inc_ref().ptr();
+        dtype_object<int64_t> = int64.inc_ref().ptr();
+        dtype_object<bool> = boolean.inc_ref().ptr();
     });
     m.def("isas", &isas, "Instruction sets this machine can run, the fastest last.");
     m.def("isa", [] { return isa->name; }, "The instruction set in use.");
@@ -207,4 +259,6 @@ NB_MODULE(_native, m) {
     m.def("decay_backward", &decay_backward);
     m.def("spike_forward", &spike_forward);
     m.def("spike_backward", &spike_backward);
+    m.def("window_forward", &window_forward);
+    m.def("window_backward", &window_backward);
 }

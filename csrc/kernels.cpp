@@ -1,13 +1,14 @@
 // All kernels for the instruction set that the compiler flags of this object name.
 #include "scan.hpp"
+#include "window.hpp"
 
 namespace symboliclight {
 
 namespace SYMBOLICLIGHT_ISA {
 template <class T>
 constexpr Kernels<T> table() {
-    return {lif_forward<T>,    lif_backward<T>,  decay_forward<T>,
-            decay_backward<T>, spike_forward<T>, spike_backward<T>};
+    return {lif_forward<T>,   lif_backward<T>,   decay_forward<T>,  decay_backward<T>,
+            spike_forward<T>, spike_backward<T>, window_forward<T>, window_backward<T>};
 }
 }  // namespace SYMBOLICLIGHT_ISA
 

@@ -89,6 +89,34 @@ inline vfloat round_to(vfloat x) {
     return x;
 }
 
+inline float sum(vfloat x) {
+    float total = 0;
+    for (int i = 0; i < W; ++i) total += x[i];
+    return total;
+}
+
+inline float max(vfloat x) {
+    float most = x[0];
+    for (int i = 1; i < W; ++i) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+// e^x for x <= 0 within two units in the last place; 0 below the smallest normal result, -inf included; NaN stays.
+inline vfloat exp(vfloat x) {
+    const vfloat shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+    vfloat n = fma(x, splat(1.44269504f), shift);
+    vint exponent = ((vint)n - (vint)shift) << 23;
+    n = n - shift;
+    vfloat r = fma(n, splat(-1.42860677e-6f), fma(n, splat(-0.693145752f), x));  // x - n ln 2, in two parts
+    vfloat y = fma(r, splat(1.98756912e-4f), splat(1.39819994e-3f));
+    y = fma(y, r, splat(8.33345205e-3f));
+    y = fma(y, r, splat(4.16657962e-2f));
+    y = fma(y, r, splat(0.166666657f));
+    y = fma(y, r, splat(0.5f));
+    y = fma(y, r * r, r + splat(1));
+    return x < splat(-87.3f) ? vfloat{} : (vfloat)((vint)y + exponent);
+}
+
 // f(i, lanes) over 0 <= i < n: whole vectors with a compile-time count, then the rest.
 template <class F>
 inline void lanes(int64_t n, F f) {

@@ -18,6 +18,21 @@ struct LifOptions {
     int threads;
 };
 
+// T queries over R + T keys and A anchors, H heads of K dimensions, W tokens of look-back (ops/window.py).
+struct WindowShape { int64_t B, T, R, A, H, K, W; };
+
+template <class T>
+struct WindowKeys {
+    const T *k, *v;
+    const bool* gate;
+    const T *anchor_k, *anchor_v;
+    const bool* anchor_gate;
+    const int64_t* position;
+};
+
+template <class T>
+struct WindowGrads { T *k, *v, *anchor_k, *anchor_v; };
+
 // Arrays are contiguous, in the layout named in the Python docstrings; T is float or bf16.
 template <class T>
 struct Kernels {
@@ -33,6 +48,9 @@ struct Kernels {
     void (*spike_forward)(int64_t n, int64_t period, const T* v, const T* threshold, T* s, int threads);
     void (*spike_backward)(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, float alpha,
                            T* grad_v, int threads);
+    void (*window_forward)(WindowShape, const T* q, WindowKeys<T>, T* out, int threads);
+    void (*window_backward)(WindowShape, const T* grad_out, const T* q, WindowKeys<T>, T* grad_q, WindowGrads<T>,
+                            int threads);
 };
 
 struct Isa {

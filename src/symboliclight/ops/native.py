@@ -1,7 +1,7 @@
 """Native CPU kernels (csrc/) for the registered ops; everything else runs the torch forms.
 
-Native are float32 and bfloat16 on the CPU, outside `torch_forms()`. The module `symboliclight._native` is built by `pip install`;
-without it the torch forms run, and one warning says so.
+Native are float32 and bfloat16 on the CPU, outside `torch_forms()`. The module `symboliclight._native` is built by
+`pip install`; without it the torch forms run, and one warning says so.
 """
 
 import warnings
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from symboliclight.ops import decay, lif
 from symboliclight.ops import spike as spiking
@@ -23,7 +24,7 @@ except ImportError as error:  # a broken build is told apart from a missing one 
         f"symboliclight has no native kernels ({error}): training on CPU will be slow; "
         "install a C++ compiler and reinstall symboliclight", RuntimeWarning, stacklevel=2)
 else:
-    _native.set_dtypes(torch.float32, torch.bfloat16)
+    _native.set_dtypes(torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _forced_torch = False
@@ -51,14 +52,18 @@ def forms() -> dict[str, tuple[str, str]]:
     return dict.fromkeys(_registered, (f"native {_native.isa()}", reason))
 
 
+def takes(x: Tensor) -> bool:
+    """Whether a native kernel serves this tensor now."""
+    return (_native is not None and not _forced_torch and x.dtype in NATIVE_DTYPES and x.device.type == "cpu"
+            and x.numel() > 0)
+
+
 def _on_cpu(op: Any, torch_form: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated kernel as the CPU form of `op`; its first tensor decides between the two forms."""
 
     def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
         def choose(first: Tensor, *rest: Any) -> Any:
-            if _forced_torch or first.dtype not in NATIVE_DTYPES or first.numel() == 0:
-                return torch_form(first, *rest)
-            return kernel(first, *rest)
+            return kernel(first, *rest) if takes(first) else torch_form(first, *rest)
 
         _registered.append(op._name)
         if _native is not None:
@@ -72,13 +77,16 @@ def _new(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(x.shape, dtype=dtype or x.dtype)
 
 
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [x.contiguous() for x in tensors]
+
+
 @_on_cpu(lif.lif_forward, lif.lif_forward_torch)
 def lif_forward(
     x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float, clamp: float, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     s, v, r = _new(x), _new(x), _new(r0)
-    _native.lif_forward(x.contiguous(), r0.contiguous(), leak.contiguous(), threshold.contiguous(), s, v, r, clamp,
-                        torch.get_num_threads())
+    _native.lif_forward(*_contiguous(x, r0, leak, threshold), s, v, r, clamp, torch.get_num_threads())
     return s, v, r
 
 
@@ -89,22 +97,20 @@ def lif_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, grad_r0 = _new(v), _new(r0)
     grad_leak, grad_threshold = _new(r0, torch.float32), _new(r0, torch.float32)
-    _native.lif_backward(
-        grad_s.contiguous(), grad_r.contiguous(), v.contiguous(), r0.contiguous(), leak.contiguous(),
-        threshold.contiguous(), grad_x, grad_r0, grad_leak, grad_threshold, alpha, clamp, gradient, learned,
-        torch.get_num_threads())
+    _native.lif_backward(*_contiguous(grad_s, grad_r, v, r0, leak, threshold), grad_x, grad_r0, grad_leak, grad_threshold,
+                         alpha, clamp, gradient, learned, torch.get_num_threads())
     return grad_x, grad_r0, grad_leak.sum(0).to(leak.dtype), grad_threshold.sum(0).to(threshold.dtype)
 
 
 def _rates(rate: Tensor, h0: Tensor) -> Tensor:
     """One decay rate per channel: (H, K) from (H,)."""
-    return rate[:, None].expand(h0.shape[1:]).contiguous()
+    return rate[:, None].expand(h0.shape[1:])
 
 
 @_on_cpu(decay.decay_forward, decay.decay_forward_torch)
 def decay_forward(u: Tensor, rate: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]:
     h, last = _new(u), _new(h0)
-    _native.decay_forward(u.contiguous(), _rates(rate, h0), h0.contiguous(), h, last, torch.get_num_threads())
+    _native.decay_forward(*_contiguous(u, _rates(rate, h0), h0), h, last, torch.get_num_threads())
     return h, last
 
 
@@ -113,9 +119,8 @@ def decay_backward(
     grad_h: Tensor, grad_last: Tensor, u: Tensor, h: Tensor, rate: Tensor, h0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_u, grad_rate, grad_h0 = _new(u), _new(h0), _new(h0)
-    _native.decay_backward(
-        grad_h.contiguous(), grad_last.contiguous(), u.contiguous(), h.contiguous(), _rates(rate, h0), h0.contiguous(),
-        grad_u, grad_rate, grad_h0, torch.get_num_threads())
+    _native.decay_backward(*_contiguous(grad_h, grad_last, u, h, _rates(rate, h0), h0), grad_u, grad_rate, grad_h0,
+                           torch.get_num_threads())
     return grad_u, grad_rate.sum((0, 2)), grad_h0
 
 
@@ -143,3 +148,51 @@ def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> 
     _native.spike_backward(grad.reshape(-1), v.reshape(-1), _level(v, threshold), grad_v.view(-1), alpha,
                            torch.get_num_threads())
     return grad_v
+
+
+@custom_op("symboliclight::window_attention", mutates_args=(), device_types="cpu")
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor, anchor_gate: Tensor,
+    position: Tensor, window: int,
+) -> Tensor:
+    """`ops.window_attention` in its native form, chosen there."""
+    out = _new(q)
+    _native.window_forward(*_contiguous(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position), out, window,
+                           torch.get_num_threads())
+    return out
+
+
+@window_attention.register_fake
+def _(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape)
+
+
+@custom_op("symboliclight::window_attention_backward", mutates_args=(), device_types="cpu")
+def window_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor, anchor_gate: Tensor,
+    position: Tensor, window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, anchor_k, anchor_v."""
+    grads = _new(q), _new(k), _new(v), _new(anchor_k), _new(anchor_v)
+    _native.window_backward(*_contiguous(grad, q, k, v, gate, anchor_k, anchor_v, anchor_gate, position), *grads, window,
+                            torch.get_num_threads())
+    return grads
+
+
+@window_backward.register_fake
+def _(grad, q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window):  # type: ignore[no-untyped-def]
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, anchor_k, anchor_v))
+
+
+def _save_window(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_window(ctx, grad):  # type: ignore[no-untyped-def]
+    q, k, v, anchor_k, anchor_v = window_backward(grad, *ctx.saved_tensors, ctx.window)
+    return q, k, v, None, anchor_k, anchor_v, None, None, None
+
+
+window_attention.register_autograd(_differentiate_window, setup_context=_save_window)
+_registered.append("window_attention")

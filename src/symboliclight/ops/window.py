@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from symboliclight.ops import native
+
 BLOCK = 128  # fewest queries a block
 
 
@@ -50,6 +52,15 @@ def window_attention(
         window W in tokens.
     Returns: (B, T, H, K) in the dtype of q.
     """
+    form = native.window_attention if native.takes(q) else window_attention_torch
+    return form(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window)
+
+
+def window_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor, anchor_gate: Tensor,
+    position: Tensor, window: int,
+) -> Tensor:
+    """`window_attention` in blocks of queries, each against the keys of its window at once."""
     R, A = k.shape[1] - q.shape[1], anchor_k.shape[1]
     blocks = q.split(max(BLOCK, window // 2), 1)
     size = blocks[0].shape[1]
