@@ -84,6 +84,9 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)  # domain -> weight; empty: in proportion to tokens
     seq_len: int = 512  # tokens per training sequence
 
+    def __post_init__(self) -> None:
+        _require(self.seq_len > 0, f"data.seq_len must be positive, got {self.seq_len}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -112,10 +115,14 @@ class TrainConfig:
     max_rollbacks: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_size", "accumulate", "lr", "clip", "log_every", "save_every", "keep", "eval_tokens"):
+        for name in ("tokens", "batch_size", "accumulate", "lr", "clip", "log_every", "save_every", "keep",
+                     "eval_tokens", "divergence"):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, got {getattr(self, name)}")
         for name in ("min_lr", "warmup_steps", "weight_decay", "z_loss", "eval_every", "aux_weight", "max_rollbacks"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+        _require(self.min_lr <= self.lr, f"train.min_lr must not exceed train.lr, got {self.min_lr} > {self.lr}")
 
 
 @dataclass(frozen=True)
@@ -219,5 +226,5 @@ def load_json(path: str | Path) -> dict[str, Any]:
     _require(isinstance(body, dict), f"{path} must hold a JSON object; restore it from a good copy")
     written = body.pop("format", None)
     _require(isinstance(written, int), f"{path} has no format number; it is not a symboliclight config")
-    _require(written <= FORMAT, f"{path} has format {written}, this version reads up to {FORMAT}; upgrade symboliclight")
+    _require(written <= FORMAT, f"{path} has format {written}, this version reads up to {FORMAT}; upgrade")
     return body
