@@ -83,6 +83,14 @@ def test_nonsense_options_are_refused_by_name(bad):
         Sampling(**bad)
 
 
+def test_only_the_window_of_prompt_and_text_is_penalised(small_tokenizer):
+    logits = np.zeros(small_tokenizer.vocab_size)
+    logits[300:304] = 5, 4.9, 4.8, 4.7
+    model = Scripted(small_tokenizer, logits=logits)
+    how = Sampling(temperature=0, repetition_penalty=2.0, repetition_window=2)
+    assert generate(model, small_tokenizer, [[1, 301, 300]], 5, how)[0].ids == [302, 301, 300, 302, 301]
+
+
 class Scripted:
     """A numpy model behind the seam: after any tokens, the logits of its script at that position."""
 

@@ -4,6 +4,7 @@ Legend: B rows, T tokens, V vocabulary. Order of the filters: banned ids, repeti
 top-p, min-p.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,7 +135,7 @@ class Generation:
         self._model, self._tokenizer, self._prompts, self._max_tokens = model, tokenizer, prompts, max_tokens
         self._how = how or Sampling()
         self._stop_ids = frozenset([tokenizer.eos_id] if stop_ids is None else stop_ids)
-        self._rows = [_Row(tokenizer, stop, seed + i) for i in range(len(prompts))]
+        self._rows = [_Row(tokenizer, p, self._how.repetition_window, stop, seed + i) for i, p in enumerate(prompts)]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         tokens, state, room = self._begin()
@@ -173,12 +174,12 @@ class Generation:
 
     def _choose(self, i: int, logits: np.ndarray, room: int) -> str:
         """Take the next token of row i; return the text that may now be shown."""
-        row, done, how = self._rows[i], self._rows[i].done, self._how
-        window = [*self._prompts[i], *done.ids][-how.repetition_window :] if how.repetition_window else []
-        ids, p = distribution(self._mask(logits), how, window)
+        row, done = self._rows[i], self._rows[i].done
+        ids, p = distribution(self._mask(logits), self._how, row.recent)
         at = int(np.searchsorted(np.cumsum(p), row.random.random(), side="right"))
         chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
         done.ids.append(chosen)
+        row.recent.append(chosen)
         if chosen in self._stop_ids:
             return row.finish("stop")
         text = row.push(chosen)
@@ -198,8 +199,11 @@ class Generation:
 class _Row:
     """One text being written: holds back half characters and what may become a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], window: int, stop: Sequence[str], seed: int
+    ) -> None:
         self.done = Completion([], "", "", seed)
+        self.recent = deque(prompt, maxlen=window)
         self.random = np.random.default_rng(seed)
         self._stream, self._stop, self._held = tokenizer.stream(), stop, ""
 
