@@ -11,14 +11,45 @@ namespace SYMBOLICLIGHT_ISA {
 
 constexpr int64_t SIDE = 32, CELL = SIDE * SIDE;
 
+// to = fromᵀ for 16 x 16 words (floats, or pairs of bfloat16), rows `stride` words apart.
+inline void transpose16(float* to, const float* from, int64_t stride) {
+#if defined(__AVX512F__)
+    __m512 row[16];
+    for (int i = 0; i < 16; ++i) row[i] = _mm512_loadu_ps(from + i * stride);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 4
+    for (int step = 1; step < 16; step *= 2) {  // swap the off-diagonal step x step blocks of every 2 step x 2 step block
+        const __mmask16 odd = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(step));
+        const __m512i next = _mm512_add_epi32(lane, _mm512_set1_epi32(step));
+        const __m512i low = _mm512_mask_add_epi32(lane, odd, lane, _mm512_set1_epi32(16 - step));
+        const __m512i high = _mm512_mask_add_epi32(next, odd, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+            if (i & step) continue;
+            __m512 a = row[i], b = row[i + step];
+            row[i] = _mm512_permutex2var_ps(a, low, b);
+            row[i + step] = _mm512_permutex2var_ps(a, high, b);
+        }
+    }
+    for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * stride, row[i]);
+#else
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 16; ++j) to[i * stride + j] = from[j * stride + i];
+#endif
+}
+
 // Row-major cell of `rows` x `cols` values whose rows lie `stride` apart; the rest is zero.
 template <class To, class From>
 void load_cell(To* to, const From* from, int64_t stride, int64_t rows, int64_t cols) {
-    std::memset(to, 0, CELL * sizeof(To));
-    for (int64_t i = 0; i < rows; ++i) {
-        if constexpr (std::is_same_v<To, From>) std::memcpy(to + i * SIDE, from + i * stride, cols * sizeof(To));
-        else lanes(cols, [&](int64_t j, auto m) { store(to + i * SIDE + j, load(from + i * stride + j, m), m); });
-    }
+    if (rows < SIDE || cols < SIDE) std::memset(to, 0, CELL * sizeof(To));
+    auto copy_row = [&](int64_t i, auto n) {
+        if constexpr (std::is_same_v<To, From>) std::memcpy(to + i * SIDE, from + i * stride, n * sizeof(To));
+        else lanes(n, [&](int64_t j, auto m) { store(to + i * SIDE + j, load(from + i * stride + j, m), m); });
+    };
+    if (cols == SIDE)
+        for (int64_t i = 0; i < rows; ++i) copy_row(i, std::integral_constant<int64_t, SIDE>{});
+    else
+        for (int64_t i = 0; i < rows; ++i) copy_row(i, cols);
 }
 
 struct Floats {
@@ -29,8 +60,9 @@ struct Floats {
     static void from_floats(float* to, const float* cell) { std::memcpy(to, cell, CELL * sizeof(float)); }
     static void right(float* to, const float* cell) { from_floats(to, cell); }
     static void left_transposed(float* to, const float* cell) {
-        for (int64_t i = 0; i < SIDE; ++i)
-            for (int64_t j = 0; j < SIDE; ++j) to[i * SIDE + j] = cell[j * SIDE + i];
+        for (int64_t i = 0; i < SIDE; i += 16)
+            for (int64_t j = 0; j < SIDE; j += 16)
+                transpose16(to + i * SIDE + j, cell + j * SIDE + i, SIDE);
     }
     static void right_transposed(float* to, const float* cell) { left_transposed(to, cell); }
 
@@ -95,12 +127,8 @@ struct Tiles {
 
     // Both halves of a cell as 16 x 16 matrices of pairs, each transposed.
     static void transpose_pairs(bf16* to, const bf16* from) {
-        uint32_t pairs[CELL / 2], turned[CELL / 2];
-        std::memcpy(pairs, from, sizeof pairs);
-        for (int half = 0; half < 2; ++half)
-            for (int i = 0; i < 16; ++i)
-                for (int j = 0; j < 16; ++j) turned[half * 256 + i * 16 + j] = pairs[half * 256 + j * 16 + i];
-        std::memcpy(to, turned, sizeof turned);
+        for (int64_t half = 0; half < CELL; half += CELL / 2)
+            transpose16((float*)(to + half), (const float*)(from + half), 16);
     }
     static void right_transposed(bf16* to, const bf16* cell) { transpose_pairs(to, cell); }
     static void left_transposed(bf16* to, const bf16* cell) {

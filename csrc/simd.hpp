@@ -32,6 +32,12 @@ using Full = std::integral_constant<int, W>;  // number of lanes where all of th
 
 inline vfloat splat(float x) { return x - vfloat{}; }
 
+inline vint lane_numbers() {
+    vint lane;
+    for (int i = 0; i < W; ++i) lane[i] = i;
+    return lane;
+}
+
 inline vfloat fma(vfloat a, vfloat b, vfloat c) {
 #if defined(__AVX512F__)
     return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -89,16 +95,30 @@ inline vfloat round_to(vfloat x) {
     return x;
 }
 
+// One number from all lanes, halving: f is + or max.
+template <class F>
+inline float reduce(vfloat x, F f) {
+    float lane[W];
+    std::memcpy(lane, &x, sizeof lane);
+    for (int n = W / 2; n; n /= 2)
+        for (int i = 0; i < n; ++i) lane[i] = f(lane[i], lane[i + n]);
+    return lane[0];
+}
+
 inline float sum(vfloat x) {
-    float total = 0;
-    for (int i = 0; i < W; ++i) total += x[i];
-    return total;
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    return reduce(x, [](float a, float b) { return a + b; });
+#endif
 }
 
 inline float max(vfloat x) {
-    float most = x[0];
-    for (int i = 1; i < W; ++i) most = x[i] > most ? x[i] : most;
-    return most;
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    return reduce(x, [](float a, float b) { return a > b ? a : b; });
+#endif
 }
 
 // e^x for x <= 0 within two units in the last place; 0 below the smallest normal result, -inf included; NaN stays.

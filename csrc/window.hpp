@@ -75,7 +75,7 @@ public:
         multiply(scores, load_block(blocks[0], q), k_across);
         softmax();
         for (int64_t x = 0; x < seen(); ++x) P::from_floats(left + x * CELL, scores + x * SCORES);
-        write_product(out, v_along);
+        write_product(out, v_along, inverse);
     }
 
     void clear_gradients() { std::memset(sums_k, 0, 2 * (sums_v - sums_k) * sizeof(float)); }
@@ -103,7 +103,7 @@ public:
                 P::product(sums_v + at, blocks[3] + d * CELL, 0, right_p + x * CELL, 0, 1, true);
             }
         }
-        write_product(grad_q, k_along);
+        write_product(grad_q, k_along, nullptr);
     }
 
     void write_gradients(int64_t b, int64_t h, const WindowGrads<T>& grads) {
@@ -172,15 +172,16 @@ private:
             P::product(to + x * SCORES, block, CELL, keys + column(x) * depth * CELL, CELL, depth, false);
     }
 
-    // to = left · keys, rows of the block's queries.
-    void write_product(T* to, const E* keys) const {
+    // to = factor · left · keys, rows of the block's queries.
+    void write_product(T* to, const E* keys, const float* factor) const {
         for (int64_t d = 0; d < depth; ++d) {
             P::product(result, left, CELL, keys + (start * depth + d) * CELL, depth * CELL, recent, false);
             if (anchors)
                 P::product(result, left + recent * CELL, CELL, keys + (own * depth + d) * CELL, depth * CELL, anchors, true);
             for (int64_t i = 0; i < queries; ++i)
                 lanes(dims(d), [&](int64_t c, auto m) {
-                    store(to + (query + i) * row + d * SIDE + c, load(result + i * SIDE + c, m), m);
+                    vfloat x = load(result + i * SIDE + c, m) * splat(factor ? factor[i] : 1);
+                    store(to + (query + i) * row + d * SIDE + c, x, m);
                 });
         }
     }
@@ -192,64 +193,75 @@ private:
             lanes(cols, [&](int64_t c, auto m) { store(to + i * row + c, load(turned + i * SIDE + c, m), m); });
     }
 
-    // f(offset into a column's cell, column x) for the vectors of row i.
+    // f(offset into the scores, column x) for row i of every column seen.
     template <class F>
-    void over_row(int64_t i, F f) const {
-        for (int64_t x = 0; x < seen(); ++x)
-            for (int64_t c = 0; c < SIDE; c += W) f(x * SCORES + i * SIDE + c, x, c);
+    void over_columns(int64_t i, F f) const {
+        for (int64_t x = 0; x < seen(); ++x) f(x * SCORES + i * SIDE, x);
     }
 
-    // A distance to a lane as 32 bits: beyond the vector, how far does not matter.
+    // f(offset into the scores) for the vectors of row i.
+    template <class F>
+    void over_row(int64_t i, F f) const {
+        over_columns(i, [&](int64_t offset, int64_t) {
+            for (int64_t c = 0; c < SIDE; c += W) f(offset + c);
+        });
+    }
+
+    // A distance in 32 bits; how far beyond a cell it reaches does not matter.
     static int32_t lane_of(int64_t x) { return int32_t(x < -1 ? -1 : x > SIDE ? SIDE : x); }
 
-    // scores -> probabilities, rows that see nothing and rows without a query -> 0.
-    void softmax() {
-        vint lane;
-        for (int i = 0; i < W; ++i) lane[i] = i;
+    // scores -> scale * scores where query i sees the key, else -inf; returns the largest.
+    float mask(int64_t i) {
+        const int64_t at = s.R + query + i;  // the query's place among the keys
         const vfloat closed = splat(-std::numeric_limits<float>::infinity()), factor = splat(scale);
-        for (int64_t i = 0; i < SIDE; ++i) {
-            int64_t at = s.R + query + i;  // the query among the keys
-            vfloat most = closed, total{};
-            if (i < queries && bias[at] == 0) {
-                over_row(i, [&](int64_t offset, int64_t x, int64_t c) {
-                    bool anchor = x >= recent;
-                    int64_t zero = (anchor ? x - recent : start + x) * SIDE + c;  // the first lane's key or anchor
-                    int32_t low = anchor ? 0 : lane_of(at - s.W - zero);
-                    int32_t high = lane_of((anchor ? position + query + i - s.W - 1 : at) - zero);
-                    vfloat score = fma(load(scores + offset, Full{}), factor, load(bias + column(x) * SIDE + c, Full{}));
+        vfloat most = closed;
+        if (i >= queries || bias[at] != 0) return closed[0];
+        over_columns(i, [&](int64_t offset, int64_t x) {
+            const bool anchor = x >= recent;
+            const int64_t key = column(x) * SIDE, last = anchor ? own * SIDE + position + query + i - s.W - 1 : at;
+            const int32_t low = anchor ? 0 : lane_of(at - s.W - key), high = lane_of(last - key);
+            for (int32_t c = 0; c < SIDE; c += W) {
+                vfloat score = fma(load(scores + offset + c, Full{}), factor, load(bias + key + c, Full{}));
+                if (low > 0 || high < SIDE - 1) {
+                    vint lane = lane_numbers() + c;
                     score = (lane >= low) & (lane <= high) ? score : closed;
-                    store(scores + offset, score, Full{});
-                    most = max(most, score);
-                });
+                }
+                store(scores + offset + c, score, Full{});
+                most = max(most, score);
             }
-            const float top = max(most);
-            if (top == closed[0]) {
-                over_row(i, [&](int64_t offset, int64_t, int64_t) { store(scores + offset, vfloat{}, Full{}); });
+        });
+        return max(most);
+    }
+
+    // scores -> e^(score - largest), and in `inverse` one over their sum; a row that sees nothing becomes 0.
+    void softmax() {
+        for (int64_t i = 0; i < SIDE; ++i) {
+            const float top = mask(i);
+            vfloat total{};
+            if (top == -std::numeric_limits<float>::infinity()) {
+                over_row(i, [&](int64_t at) { store(scores + at, vfloat{}, Full{}); });
+                inverse[i] = 0;
                 continue;
             }
-            over_row(i, [&](int64_t offset, int64_t, int64_t) {
-                vfloat p = exp(load(scores + offset, Full{}) - splat(top));
-                store(scores + offset, p, Full{});
+            over_row(i, [&](int64_t at) {
+                vfloat p = exp(load(scores + at, Full{}) - splat(top));
+                store(scores + at, p, Full{});
                 total = total + p;
             });
-            const vfloat inverse = splat(1 / sum(total));
-            over_row(i, [&](int64_t offset, int64_t, int64_t) {
-                store(scores + offset, load(scores + offset, Full{}) * inverse, Full{});
-            });
+            inverse[i] = 1 / sum(total);
         }
     }
 
-    // slopes: gradient of the probabilities -> gradient of q · k.
+    // scores -> probabilities p; slopes: ∂L/∂p -> ∂L/∂(q · k) = scale · p · (∂L/∂p - Σ p ∂L/∂p).
     void differentiate_softmax() {
         for (int64_t i = 0; i < SIDE; ++i) {
             vfloat products{};
-            over_row(i, [&](int64_t offset, int64_t, int64_t) {
-                products = fma(load(scores + offset, Full{}), load(slopes + offset, Full{}), products);
-            });
-            const vfloat mean = splat(sum(products)), factor = splat(scale);
-            over_row(i, [&](int64_t offset, int64_t, int64_t) {
-                vfloat slope = (load(slopes + offset, Full{}) - mean) * factor;
-                store(slopes + offset, load(scores + offset, Full{}) * slope, Full{});
+            over_row(i, [&](int64_t at) { products = fma(load(scores + at, Full{}), load(slopes + at, Full{}), products); });
+            const vfloat mean = splat(sum(products) * inverse[i]), one_over = splat(inverse[i]), factor = splat(scale);
+            over_row(i, [&](int64_t at) {
+                vfloat p = load(scores + at, Full{}) * one_over;
+                store(scores + at, p, Full{});
+                store(slopes + at, p * factor * (load(slopes + at, Full{}) - mean), Full{});
             });
         }
     }
@@ -259,6 +271,7 @@ private:
     const float scale;
     const int64_t position;
     int64_t query, queries, start, recent, anchors;  // of the block at hand
+    float inverse[SIDE];  // one over the sum of each row's exponentials
     E *k_across, *v_along, *k_along, *left, *right, *right_p, *blocks[4];
     float *bias, *scores, *slopes, *result, *sums_k, *sums_v;
 };

@@ -1,0 +1,118 @@
+// One step of the torch-free runtime as plain structs and one function a instruction set. Dimensions: B sequences,
+// T tokens each, N = B T rows, D d_model, H heads, K head_dim, F d_ff, V vocabulary, W window, A anchors, L layers.
+// The equations are those of model/*.py.
+#pragma once
+
+#include <cstdint>
+
+#include "pool.hpp"
+#include "table.hpp"
+
+namespace symboliclight {
+
+enum class Format { float32, bfloat16, int8, int4 };
+
+constexpr int64_t LANES = 16, GROUP = 32;  // outputs side by side in a packed matrix; inputs padded to, int4 group
+
+// y = M x. Three layouts:
+//   dense-fed float32: (outs, ins), as in the checkpoint.
+//   dense-fed, packed: blocks of 16 outputs; a block holds steps of 64 bytes, 16 outputs by 2 (bfloat16), 4 (int8) or
+//     8 (int4) inputs, outputs and inputs padded with zeros to 16 and 32. Integers are unsigned: weight + 128 or + 8;
+//     in a step of int4 the low halves are its first 4 inputs. int8 has a float scale an output, int4 a bfloat16 scale
+//     for each group of 32 inputs: (blocks, groups, 16).
+//   spike-fed (by_input): (ins, outs) in float32, bfloat16 or signed int8 with a float scale an output.
+struct Matrix {
+    Format format = Format::float32;
+    bool by_input = false;
+    int64_t outs = 0, ins = 0;
+    const void* data = nullptr;
+    const void* scale = nullptr;
+};
+
+struct Norm { const float *weight = nullptr, *bias = nullptr; };
+
+struct Layer {
+    Matrix tcam, q, k, v, out, up, down;
+    Norm mixer_norm, ffn_norm;
+    const float* decay = nullptr;  // (H,)
+    float fuse = 0;                // share of attention in the mix
+};
+
+enum class Source { lif, threshold, topk, dense };
+enum class Prior { none, fixed, dynamic };
+
+struct Model {
+    int64_t D, H, K, F, V, W, A, L;
+    float v_threshold, v_clamp, exit_entropy;  // nats; negative: no early exit
+    Source source;
+    int64_t topk;
+    bool gate, block_spikes, ffn_spikes, decay, attention;
+    Prior prior;
+    float prior_weight;
+    Matrix embedding;  // (V, D) float32 or bfloat16, row by row
+    Norm encoder_norm;
+    const float *leak, *threshold;  // (D,)
+    Matrix head, prior_down, prior_up;
+    const float* bias = nullptr;     // (V,) weighted static prior
+    const float* inverse = nullptr;  // (K / 2,) RoPE radians a position
+    const Layer* layers = nullptr;
+};
+
+// The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W.
+struct State {
+    int64_t* position;                  // (B,) of the next token
+    float *v, *h;                       // (B, D), (B, L, D)
+    float *k, *value;                   // (B, L, H, W, K)
+    uint8_t* gate;                      // (B, L, W)
+    float *anchor_k, *anchor_v;         // (B, L, H, A, K)
+    uint8_t* anchor_gate;               // (B, L, A)
+};
+
+// One side of a product, ready for matrices of any format: rows of floats, and what the format needs beside them.
+struct Operand {
+    const float* x;     // (N, ins)
+    int32_t* index;     // (N, width) active inputs
+    int32_t* active;    // (N,) how many
+    int8_t* q;          // (N, width) x / scale, zeros up to a multiple of 32
+    float* scale;       // (N,)
+    int32_t* sums;      // (N, width / 32) of q by group
+    int64_t width;
+};
+
+struct Scratch {
+    float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
+    float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
+    uint8_t* gate;                         // (N,)
+    Operand spikes, stream;                // inputs of the products of a phase
+    float* score;                          // (threads, W + 1 + A)
+    const float** seen;                    // (threads, W + 1 + A)
+    float* entropy;                        // (B,)
+};
+
+// What a call did, for honest byte counts.
+struct Stats {
+    int64_t tokens, keys;     // read; visible to a head, summed over layers
+    int64_t *tcam, *down;     // (L,) active inputs
+    int64_t* layers;          // tokens times layers run
+};
+
+enum class Logits { none, last, all };
+
+struct Call {
+    int64_t B, T;
+    const int64_t* tokens;  // (B, T)
+    Logits want;
+    float* logits;  // (B, V) or (B, T, V)
+};
+
+struct EngineIsa {
+    const char* name;
+    void (*forward)(const Model&, const State&, const Call&, const Scratch&, Stats&, Pool&);
+};
+
+extern const EngineIsa engine_portable, engine_avx2, engine_avx512, engine_vnni;
+
+// The k-th largest of n values, which are reordered. Not in the sets' own source: it instantiates std templates.
+float kth_largest(float* values, int64_t n, int64_t k);
+
+}  // namespace symboliclight

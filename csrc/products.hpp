@@ -1,0 +1,338 @@
+// Matrix times rows, in every layout of engine.hpp. A sum has one order, whatever the number of rows or threads:
+// whole, chunked, batched and single-token calls give the same bits.
+#pragma once
+
+#include "engine.hpp"
+#include "simd.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+
+constexpr int PIECES = LANES / W;                  // vectors that hold 16 outputs
+constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
+constexpr int FEW_OUTS = 2, MANY_OUTS = 4;         // float32 outputs at a time, for several rows and for one
+constexpr int64_t AHEAD = 4;                       // active inputs fetched in advance
+typedef int16_t vshort __attribute__((vector_size(4 * W)));
+typedef int8_t vbyte __attribute__((vector_size(2 * W)));
+
+template <int N>
+using Count = std::integral_constant<int, N>;
+
+inline vint splat_int(int32_t x) { return x - vint{}; }
+
+// Sum of all lanes by halves.
+inline float total(vfloat x) {
+#if defined(__AVX512F__)
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
+#elif defined(__AVX2__)
+    __m256 half = (__m256)x;
+#endif
+#if defined(__AVX2__)
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+#else
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
+}
+
+// f(first row, Count<rows at once>) over n rows.
+template <int C, class F>
+inline void by_rows(int64_t first, int64_t n, F f) {
+    for (; first + C <= n; first += C) f(first, Count<C>{});
+    if constexpr (C > 1) by_rows<C / 2>(first, n, f);
+}
+
+// ---- dense-fed float32: rows of weights as they are in the file
+
+template <int R, int C>
+inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int64_t stride, bool add) {
+    vfloat sum[R][C] = {};
+    lanes(ins, [&](int64_t i, auto m) {
+        vfloat in[C];
+        for (int c = 0; c < C; ++c) in[c] = load(x + c * ins + i, m);
+        for (int r = 0; r < R; ++r) {
+            vfloat weight = load(w + r * ins + i, m);
+            for (int c = 0; c < C; ++c) sum[r][c] = fma(weight, in[c], sum[r][c]);
+        }
+    });
+    for (int c = 0; c < C; ++c)
+        for (int r = 0; r < R; ++r) y[c * stride + r] = total(sum[r][c]) + (add ? y[c * stride + r] : 0.f);
+}
+
+inline void multiply_float(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
+    const float* w = (const float*)m.data;
+    constexpr int64_t TILE = 64;  // outputs whose weights stay in the second-level cache
+    for (int64_t tile = begin; tile < end; tile += TILE) {
+        int64_t last = tile + TILE < end ? tile + TILE : end;
+        by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
+            constexpr int C = decltype(rows)::value, R = C == 1 ? MANY_OUTS : FEW_OUTS;
+            int64_t o = tile;
+            for (; o + R <= last; o += R) dot_tile<R, C>(w + o * m.ins, x.x + n * m.ins, m.ins, y + n * m.outs + o, m.outs, add);
+            for (; o < last; ++o) dot_tile<1, C>(w + o * m.ins, x.x + n * m.ins, m.ins, y + n * m.outs + o, m.outs, add);
+        });
+    }
+}
+
+// ---- dense-fed, packed: 16 outputs side by side
+
+// sum[i] += the four weights of lane i times four activations (one a byte of `four`).
+inline vint dot4(vint sum, vint weights, int32_t four) {
+#if defined(__AVX512VNNI__)
+    return (vint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(four));
+#elif defined(__AVX512F__)
+    __m512i w = (__m512i)weights, a = _mm512_set1_epi32(four);
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8));
+    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(a, 8));
+    return sum + (vint)_mm512_add_epi32(even, odd);
+#elif defined(__AVX2__)
+    __m256i w = (__m256i)weights, a = _mm256_set1_epi32(four);
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
+    return sum + (vint)_mm256_add_epi32(even, odd);
+#else
+    for (int byte = 0; byte < 4; ++byte) sum += (weights >> (8 * byte) & 255) * int32_t(int8_t(four >> (8 * byte)));
+    return sum;
+#endif
+}
+
+inline vint load_words(const uint8_t* p) {
+    vint x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+
+inline int32_t four_of(const int8_t* q) {
+    int32_t four;
+    std::memcpy(&four, q, 4);
+    return four;
+}
+
+// Sums of one block of 16 outputs for C rows, in floats.
+template <Format format, int C>
+struct Block {
+    vfloat sum[C][PIECES] = {};
+
+    void run(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+        if constexpr (format == Format::bfloat16) floats(m, block, x, n);
+        if constexpr (format == Format::int8) bytes(m, block, x, n);
+        if constexpr (format == Format::int4) halves(m, block, x, n);
+    }
+
+    void floats(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+        const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES * 2;
+        const float* in = x.x + n * m.ins;
+        vfloat odd[C][PIECES] = {};
+        int64_t i = 0;
+        for (; i + 1 < m.ins; i += 2, w += 64)
+            for (int p = 0; p < PIECES; ++p) {
+                vint two = load_words(w + p * 4 * W);
+                vfloat low = (vfloat)(two << 16), high = (vfloat)(two & splat_int(-65536));
+                for (int c = 0; c < C; ++c) {
+                    sum[c][p] = fma(low, splat(in[c * m.ins + i]), sum[c][p]);
+                    odd[c][p] = fma(high, splat(in[c * m.ins + i + 1]), odd[c][p]);
+                }
+            }
+        for (int p = 0; p < PIECES; ++p)
+            for (int c = 0; c < C; ++c) {
+                if (i < m.ins) sum[c][p] = fma((vfloat)(load_words(w + p * 4 * W) << 16), splat(in[c * m.ins + i]), sum[c][p]);
+                sum[c][p] = sum[c][p] + odd[c][p];
+            }
+    }
+
+    void bytes(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+        const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES;
+        const int8_t* q = x.q + n * x.width;
+        vint dots[C][PIECES] = {};
+        for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64)
+            for (int p = 0; p < PIECES; ++p) {
+                vint weights = load_words(w + p * 4 * W);
+                for (int c = 0; c < C; ++c) dots[c][p] = dot4(dots[c][p], weights, four_of(q + c * x.width + i));
+            }
+        for (int c = 0; c < C; ++c) {
+            const int32_t* sums = x.sums + (n + c) * (x.width / GROUP);
+            int32_t all = 0;
+            for (int64_t g = 0; g < padded(m.ins) / GROUP; ++g) all += sums[g];
+            for (int p = 0; p < PIECES; ++p) {
+                vfloat scale = load((const float*)m.scale + block * LANES + p * W, Full{}) * splat(x.scale[n + c]);
+                sum[c][p] = __builtin_convertvector(dots[c][p] - splat_int(128 * all), vfloat) * scale;
+            }
+        }
+    }
+
+    void halves(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+        int64_t groups = padded(m.ins) / GROUP;
+        const uint8_t* w = (const uint8_t*)m.data + block * groups * GROUP * LANES / 2;
+        const bf16* scale = (const bf16*)m.scale + block * groups * LANES;
+        const vint low_half = splat_int(0x0f0f0f0f);
+        for (int64_t g = 0; g < groups; ++g, scale += LANES) {
+            vint dots[C][PIECES];
+            for (int c = 0; c < C; ++c)
+                for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-8 * x.sums[(n + c) * (x.width / GROUP) + g]);
+            for (int step = 0; step < 4; ++step, w += 64)
+                for (int p = 0; p < PIECES; ++p) {
+                    vint two = load_words(w + p * 4 * W), low = two & low_half, high = (two >> 4) & low_half;
+                    for (int c = 0; c < C; ++c) {
+                        const int8_t* q = x.q + (n + c) * x.width + g * GROUP + step * 8;
+                        dots[c][p] = dot4(dot4(dots[c][p], low, four_of(q)), high, four_of(q + 4));
+                    }
+                }
+            for (int p = 0; p < PIECES; ++p) {
+                vfloat by = load(scale + p * W, Full{});
+                for (int c = 0; c < C; ++c) sum[c][p] = fma(__builtin_convertvector(dots[c][p], vfloat), by, sum[c][p]);
+            }
+        }
+        for (int c = 0; c < C; ++c)
+            for (int p = 0; p < PIECES; ++p) sum[c][p] = sum[c][p] * splat(x.scale[n + c]);
+    }
+
+    static int64_t padded(int64_t ins) { return (ins + GROUP - 1) / GROUP * GROUP; }
+};
+
+template <Format format>
+void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
+    for (int64_t block = begin; block < end; ++block)
+        by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
+            constexpr int C = decltype(rows)::value;
+            Block<format, C> found;
+            found.run(m, block, x, n);
+            for (int c = 0; c < C; ++c)
+                for (int p = 0; p < PIECES; ++p) {
+                    int64_t o = block * LANES + p * W, left = m.outs - o;
+                    float* to = y + (n + c) * m.outs + o;
+                    if (left >= W) store(to, add ? load(to, Full{}) + found.sum[c][p] : found.sum[c][p], Full{});
+                    else if (left > 0) store(to, add ? load(to, int(left)) + found.sum[c][p] : found.sum[c][p], int(left));
+                }
+        });
+}
+
+// ---- spike-fed: the sum of the rows of active inputs
+
+// G vectors of outputs of one row of x, from output o on.
+template <int G, class T>
+inline void gather_floats(const T* w, int64_t outs, const int32_t* index, int64_t active, float* y, int64_t o) {
+    vfloat sum[G] = {};
+    for (int64_t j = 0; j < active; ++j) {
+        const T* row = w + index[j] * outs + o;
+        const T* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
+        for (size_t at = 0; at < G * W * sizeof(T); at += 64) __builtin_prefetch((const char*)next + at);
+        for (int g = 0; g < G; ++g) sum[g] = sum[g] + load(row + g * W, Full{});
+    }
+    for (int g = 0; g < G; ++g) store(y + o + g * W, sum[g], Full{});
+}
+
+// As above with int8 weights: 16-bit sums of up to 256 rows, then 32-bit ones; G vectors of 2 W outputs.
+template <int G>
+inline void gather_bytes(const int8_t* w, const float* scale, int64_t outs, const int32_t* index, int64_t active, float* y,
+                         int64_t o) {
+    int32_t total[G * 2 * W] = {};
+    for (int64_t first = 0; first < active; first += 256) {
+        int64_t last = first + 256 < active ? first + 256 : active;
+        vshort sum[G] = {};
+        for (int64_t j = first; j < last; ++j) {
+            const int8_t* row = w + index[j] * outs + o;
+            const int8_t* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
+            for (size_t at = 0; at < G * 2 * W; at += 64) __builtin_prefetch((const char*)next + at);
+            for (int g = 0; g < G; ++g) {
+                vbyte weights;
+                std::memcpy(&weights, row + g * 2 * W, sizeof weights);
+                sum[g] += __builtin_convertvector(weights, vshort);
+            }
+        }
+        for (int g = 0; g < G; ++g)
+            for (int i = 0; i < 2 * W; ++i) total[g * 2 * W + i] += sum[g][i];
+    }
+    for (int i = 0; i < G * 2 * W; ++i) y[o + i] = scale[o + i] * float(total[i]);
+}
+
+// Widest pieces first, then narrower ones; f(output, Count<G>) does G vectors of `lane` outputs. Returns what is left.
+template <int G, class F>
+inline int64_t by_columns(int64_t o, int64_t end, int64_t lane, F f) {
+    for (; o + G * lane <= end; o += G * lane) f(o, Count<G>{});
+    if constexpr (G > 1) return by_columns<G / 2>(o, end, lane, f);
+    return o;
+}
+
+template <int G>
+void gather_columns(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end) {
+    auto each_row = [&](auto f) {
+        for (int64_t n = 0; n < N; ++n) f(x.index + n * x.width, x.active[n], y + n * m.outs);
+    };
+    int64_t rest;
+    if (m.format == Format::int8)
+        rest = by_columns<G>(begin, end, 2 * W, [&](int64_t o, auto g) {
+            each_row([&](const int32_t* index, int64_t active, float* to) {
+                gather_bytes<decltype(g)::value>((const int8_t*)m.data, (const float*)m.scale, m.outs, index, active, to, o);
+            });
+        });
+    else
+        rest = by_columns<G>(begin, end, W, [&](int64_t o, auto g) {
+            each_row([&](const int32_t* index, int64_t active, float* to) {
+                constexpr int count = decltype(g)::value;
+                if (m.format == Format::bfloat16) gather_floats<count>((const bf16*)m.data, m.outs, index, active, to, o);
+                else gather_floats<count>((const float*)m.data, m.outs, index, active, to, o);
+            });
+        });
+    for (int64_t o = rest; o < end; ++o)  // fewer outputs than a vector holds
+        each_row([&](const int32_t* index, int64_t active, float* to) {
+            float sum = 0;
+            for (int64_t j = 0; j < active; ++j) {
+                int64_t at = index[j] * m.outs + o;
+                if (m.format == Format::int8) sum += ((const int8_t*)m.data)[at];
+                else if (m.format == Format::float32) sum += ((const float*)m.data)[at];
+                else sum += load((const bf16*)m.data + at, 1)[0];
+            }
+            to[o] = m.format == Format::int8 ? sum * ((const float*)m.scale)[o] : sum;
+        });
+}
+
+// ---- any layout
+
+inline int64_t units(const Matrix& m) {  // what threads share out: 16 outputs
+    return (m.outs + LANES - 1) / LANES;
+}
+
+// y (N, outs) = M x for output units [begin, end); with `add`, added to y (dense-fed only).
+inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add = false) {
+    int64_t first = begin * LANES, last = end * LANES < m.outs ? end * LANES : m.outs;
+    if (begin >= end) return;
+    if (m.by_input) {
+        constexpr int WIDE = W == 16 ? 16 : 8, NARROW = 4;  // narrow columns of all inputs stay in the cache for many rows
+        if (N < 8) gather_columns<WIDE>(m, x, N, y, first, last);
+        else gather_columns<NARROW>(m, x, N, y, first, last);
+    } else if (m.format == Format::float32) multiply_float(m, x, N, y, first, last, add);
+    else if (m.format == Format::bfloat16) multiply_packed<Format::bfloat16>(m, x, N, y, begin, end, add);
+    else if (m.format == Format::int8) multiply_packed<Format::int8>(m, x, N, y, begin, end, add);
+    else multiply_packed<Format::int4>(m, x, N, y, begin, end, add);
+}
+
+// Fills in what products with `m` need of row n of x.x.
+inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
+    const float* in = x.x + n * m.ins;
+    if (m.by_input) {
+        int32_t *index = x.index + n * x.width, count = 0;
+        for (int64_t i = 0; i < m.ins; ++i) {
+            index[count] = int32_t(i);
+            count += in[i] != 0;
+        }
+        x.active[n] = count;
+    } else if (m.format == Format::int8 || m.format == Format::int4) {
+        int8_t* q = x.q + n * x.width;
+        vfloat most{};
+        lanes(m.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
+        float top = max(most), by = top > 0 ? 127 / top : 0;
+        x.scale[n] = top / 127;
+        for (int64_t g = 0; g * GROUP < m.ins; ++g) {
+            int32_t sum = 0;
+            for (int64_t i = g * GROUP; i < (g + 1) * GROUP; ++i) {
+                float scaled = i < m.ins ? in[i] * by : 0;
+                q[i] = int8_t(int32_t(scaled + (scaled < 0 ? -.5f : .5f)));
+                sum += q[i];
+            }
+            x.sums[n * (x.width / GROUP) + g] = sum;
+        }
+    }
+}
+
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight
