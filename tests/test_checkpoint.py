@@ -55,6 +55,12 @@ def test_numpy_arrays_are_saved_and_loaded_as_such(tmp_path, small_config, small
     assert not (tmp_path / "m" / "training").exists()
 
 
+def test_a_run_without_optimiser_state_comes_back(tmp_path, small_config, small_model, small_tokenizer):
+    none = checkpoint.Training({}, {})
+    checkpoint.save(tmp_path / "m", small_config, small_model.state_dict(), small_tokenizer, none)
+    assert checkpoint.load_training(tmp_path / "m") == none
+
+
 def test_the_public_load_returns_the_model_and_its_tokenizer(saved, small_model, small_tokenizer):
     model, tokenizer = symboliclight.load(saved)
     assert not model.training and tokenizer.hash == small_tokenizer.hash

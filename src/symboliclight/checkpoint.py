@@ -149,16 +149,17 @@ def _describe(tensor: Any) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> None:
+def _write_tensors(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    described = {"format": "pt", **metadata}  # never empty: safetensors cannot read no tensors with no metadata
     if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
         from safetensors.numpy import save_file
 
         arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # views would be garbled
-        save_file(arrays, file, metadata)
+        save_file(arrays, file, described)
     else:
         from safetensors.torch import save_file as save_torch
 
-        save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+        save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, file, described)
 
 
 def _beside(directory: Path) -> tuple[Path, Path]:

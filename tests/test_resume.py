@@ -1,0 +1,156 @@
+"""Killed with SIGKILL at random moments, a run ends with bitwise the same losses and weights as one left alone."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from symboliclight.checkpoint import MODEL, OPTIMIZER, STATE
+from symboliclight.config import DataConfig, RunConfig, TrainConfig, from_dict, to_dict
+from symboliclight.errors import InputError
+from symboliclight.train import train
+from symboliclight.train.folder import truncate_metrics
+
+STEPS = 60
+PROGRAM = """
+import json, sys, torch
+from symboliclight.config import RunConfig, from_dict
+from symboliclight.train import train
+torch.set_num_threads(1)
+train(from_dict(RunConfig, json.loads(sys.argv[1])), sys.argv[2], device="cpu", tensorboard=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(small_config, small_shards):
+    """Dropout, accumulation, an auxiliary loss, bfloat16, and checkpoints that lie between the lines of the log."""
+    model = replace(small_config, dropout=0.1, aux_layers=(0,))
+    settings = TrainConfig(tokens=STEPS * 4 * 32, batch_size=2, accumulate=2, lr=3e-3, warmup_steps=5, log_every=3,
+                           eval_every=20, eval_tokens=64, save_every=7, keep=2)
+    return RunConfig(model, DataConfig(str(small_shards.path), {"english": 1.0, "chinese": 2.0}, 32), settings)
+
+
+def start(run, directory):
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(to_dict(run)), str(directory)],
+                            stderr=subprocess.PIPE, text=True)
+
+
+def logged(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    timed = {"seconds", "tokens_per_second"}
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
+
+
+def wait_for_step(process, directory, step):
+    """Until the log has reached `step`; a moment later the process may be anywhere, in a save as well."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])["step"] >= step:
+                return
+        except (OSError, IndexError, ValueError):
+            pass
+        time.sleep(0.002)
+
+
+def test_kill_9_at_random_moments_changes_not_one_bit(run, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(run, tmp_path / "whole", device="cpu", tensorboard=False)
+    torch.set_num_threads(threads)
+    chance = random.Random()  # a new moment every time the test runs: any moment must do
+    moments = chance.randrange(1, 7), chance.randrange(7, STEPS - 5)  # back to step 0, and to a later one
+    killed = []
+    for moment in moments:
+        process = start(run, tmp_path / "killed")
+        wait_for_step(process, tmp_path / "killed", moment)
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        killed.append(process.wait())
+    process = start(run, tmp_path / "killed")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert killed[0] == -signal.SIGKILL, f"the run was over before it was killed at step {moments}"
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole"), moments
+    for name in (MODEL, OPTIMIZER):
+        tensors, expected = (safetensors.torch.load_file(tmp_path / n / "last" / name) for n in ("killed", "whole"))
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected), moments
+    left = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("killed", "whole")]
+    assert left[0] == left[1], moments
+
+
+def test_the_log_is_cut_back_to_the_resumed_step_but_keeps_its_rollbacks(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    lines = ['{"event": "train", "step": 5}', '{"event": "rollback", "step": 9, "to": 5}',
+             '{"event": "train", "step": 10}', '{"event": "validation", "step": 10}', '{"event": "train", "step": 15}',
+             '{"event": "rollback", "step": 17, "to": 10}', '{"event": "train", "st']
+    file.write_text("\n".join(lines))
+    truncate_metrics(file, 10, 1)
+    assert file.read_text().splitlines() == lines[:4]
+
+
+@pytest.fixture
+def begun(run, tmp_path):
+    short = replace(run, train=replace(run.train, tokens=2 * 4 * 32, precision="float32"))
+    train(short, tmp_path / "run", device="cpu", tensorboard=False)
+    return short, tmp_path / "run"
+
+
+def refused(begun, message):
+    with pytest.raises(InputError, match=message) as caught:
+        train(*begun, device="cpu", tensorboard=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [{"random": {}}, {"progress": {"speed": 3}}, {"cursor": {"drawn": 3}}])
+def test_a_damaged_training_state_is_refused(begun, damage):
+    file = begun[1] / "last" / STATE
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    refused(begun, "damaged|was made with")
+
+
+def test_other_data_under_the_same_path_is_refused(begun):
+    file = begun[1] / "last" / STATE
+    state = json.loads(file.read_text())
+    state["cursor"]["data_hash"] = "0" * 64
+    file.write_text(json.dumps(state))
+    refused(begun, "data_hash")
+
+
+def test_a_checkpoint_of_another_model_is_refused(begun):
+    file = begun[1] / "last" / MODEL
+    tensors = safetensors.torch.load_file(file)
+    tensors.pop("encoder.norm.weight")
+    safetensors.torch.save_file(tensors, file)
+    refused(begun, r"encoder\.norm\.weight is missing")
+
+
+def test_a_damaged_run_file_is_refused(begun):
+    (begun[1] / "run.json").write_text("{")
+    refused(begun, r"run\.json is not valid JSON")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(begun, tmp_path):
+    short, directory = begun
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "run.json").write_bytes((directory / "run.json").read_bytes())
+    (tmp_path / "early" / ".step-00000000.partial").mkdir()
+    train(short, tmp_path / "early", device="cpu", tensorboard=False)
+    assert logged(tmp_path / "early") == logged(directory)
+    assert sorted(p.name for p in (tmp_path / "early").iterdir()) == sorted(p.name for p in directory.iterdir())
+
+
+def test_the_data_may_move(begun, small_shards, tmp_path):
+    short, directory = begun
+    (tmp_path / "moved").symlink_to(small_shards.path)
+    moved = replace(short, data=replace(short.data, directory=str(tmp_path / "moved")))
+    assert train(moved, directory, device="cpu", tensorboard=False).steps == 2
+    assert from_dict(RunConfig, to_dict(moved)) == moved
