@@ -38,6 +38,7 @@ class ModelConfig:
     n_anchors: int = 4  # first tokens that stay visible for ever
     rope_base: float = 10_000.0
     dropout: float = 0.1
+    init_std: float = 0.02  # of every weight matrix; small widths need more or their FFN starts without a spike
     # neurons
     v_threshold: float = 1.0
     leak: float = 0.95  # membrane kept per token
@@ -61,7 +62,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "d_model", "n_layers", "n_heads", "head_dim", "d_ff", "max_seq_len", "v_threshold",
-                    "v_clamp", "surrogate_alpha", "rope_base")
+                    "v_clamp", "surrogate_alpha", "rope_base", "init_std")
         for name in positive:
             _require(getattr(self, name) > 0, f"model.{name} must be positive, got {getattr(self, name)}")
         for name in ("window", "n_anchors"):

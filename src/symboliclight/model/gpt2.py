@@ -98,7 +98,7 @@ class GPT2(nn.Module):
         shape: dict[str, Any] = {
             "vocab_size": config.vocab_size, "n_positions": config.max_seq_len, "n_embd": config.d_model,
             "n_layer": config.n_layers, "n_head": config.n_heads, "n_inner": config.d_ff,
-            "activation_function": "gelu_new", "initializer_range": 0.02, "attn_implementation": "sdpa",
+            "activation_function": "gelu_new", "initializer_range": config.init_std, "attn_implementation": "sdpa",
             "embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": config.dropout,
             "bos_token_id": None, "eos_token_id": None,
         }

@@ -1,0 +1,66 @@
+"""`symboliclight demo`: train, compare and explain a tiny bilingual spiking model in a few minutes."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from symboliclight.errors import InputError
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser("demo", help="train a tiny bilingual spiking model beside GPT-2 and write a report")
+    p.add_argument("--out", type=Path, default=Path("demo"), help="folder; an interrupted demo goes on (default: demo)")
+    p.add_argument("--tokens", type=int, help="training tokens of each model (default: sized for about four minutes)")
+    p.add_argument("--seed", type=int, default=42, help="seed of weights, data order and samples (default: 42)")
+    p.add_argument("--json", action="store_true", help="print result.json instead of the table")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        from symboliclight.recipes import Demo, demo
+    except ImportError as error:
+        raise InputError(f"demo needs the training extra ({error.name} is missing): "
+                         "pip install 'symboliclight[train]'") from error
+    if args.tokens is not None and args.tokens < 100_000:
+        raise InputError(f"--tokens must be at least 100000 for curves that mean something, got {args.tokens}")
+    options = Demo(seed=args.seed) if args.tokens is None else Demo(tokens=args.tokens, seed=args.seed)
+    err = Console(stderr=True)
+
+    @contextmanager
+    def stage(text: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with err.status(text):
+            yield
+        err.print(f"[dim]{text}: {time.perf_counter() - start:.0f} s[/]")
+
+    result = demo(args.out, options, stage)
+    print(json.dumps(result, ensure_ascii=False, indent=1)) if args.json else _show(result, args.out)
+
+
+def _show(result: dict[str, Any], out: Path) -> None:
+    from symboliclight.report import comparison_rows
+
+    table = Table(title=f"{result['runs'][0]['tokens']:,} tokens each, held-out text")
+    head, rows = comparison_rows(result["runs"])
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for sample in result["samples"]:
+        console.print(f"[bold]{sample['label']}[/]", sample["prompt"] + sample["text"], sep="\n", markup=True, end="\n\n",
+                      highlight=False)
+    console.print(f"Report: [bold]{out / 'report.html'}[/] (open it in a browser). Next:", highlight=False)
+    console.print(f"""  symboliclight generate "It was a dark night" --model {out}/tiny
+  symboliclight chat --model {out}/tiny
+  symboliclight train --preset mini --data {out}/shards --out runs/mini --set model.vocab_size=4096
+  symboliclight eval --model {out}/tiny --data {out}/shards --split test""", highlight=False, markup=False)

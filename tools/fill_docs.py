@@ -1,0 +1,53 @@
+"""Fill the tables of README.md and docs/*.md from results/*.json; `--check` only says whether they agree.
+
+A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from symboliclight.report import comparison_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(path: str) -> str:
+    """Markdown table of one result file: a benchmark's rows, or the demo's comparison."""
+    result = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    if "rows" in result:
+        head: tuple[str, ...] = ("what", "unit", "ours", "against", "ratio", "asked")
+        rows = [(r["name"], r["unit"], f"{r['value']:,.4g}", f"{r['against']:,.4g}", f"**{r['ratio']:.2f}**",
+                 "" if r["target"] is None else f"{r['target']:g}") for r in result["rows"]]
+    else:
+        head, rows = comparison_rows(result["runs"])
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def filled(text: str) -> str:
+    """The page with every table as its result file has it."""
+    return BLOCK.sub(lambda m: m[1] + table(m[2]) + m[3], text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page differs from results/")
+    check = parser.parse_args().check
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        if filled(text) != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(filled(text), encoding="utf-8")
+    if stale and check:
+        sys.stderr.write(f"{', '.join(stale)} differ from results/; run `python tools/fill_docs.py`\n")
+    return int(bool(stale and check))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
