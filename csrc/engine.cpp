@@ -63,7 +63,7 @@ struct Step {
         });
     }
 
-    // s = 1[x >= threshold] of n values; threshold_step 0 takes one threshold for all.
+    // s = 1[x >= threshold] of n values; `one` takes one threshold for all.
     static void spike(const float* x, const float* threshold, bool one, float* s, int64_t n) {
         lanes(n, [&](int64_t i, auto l) {
             vfloat level = one ? splat(*threshold) : load(threshold + i, l);
@@ -136,13 +136,13 @@ struct Step {
         }
     }
 
-    // out += share of each value, G vectors of every one at a time.
+    // out = sum of the values by their shares, G vectors of every one at a time from `at` on; returns what is left.
     template <int G>
-    int64_t weigh(int64_t at, const float* share_of, const float* const* keys, int64_t shift, int64_t count, float* out) const {
+    int64_t weigh(int64_t at, const float* share, const float* const* values, int64_t count, float* out) const {
         for (; at + G * W <= m.K; at += G * W) {
             vfloat sum[G] = {};
             for (int64_t j = 0; j < count; ++j)
-                for (int g = 0; g < G; ++g) sum[g] = fma(splat(share_of[j]), load(keys[j] + shift + at + g * W, Full{}), sum[g]);
+                for (int g = 0; g < G; ++g) sum[g] = fma(splat(share[j]), load(values[j] + at + g * W, Full{}), sum[g]);
             for (int g = 0; g < G; ++g) store(out + at + g * W, sum[g], Full{});
         }
         return at;
@@ -186,7 +186,7 @@ struct Step {
         }
         for (int64_t j = 0; j < count; ++j) sum += score[j];
         for (int64_t j = 0; j < count; ++j) score[j] /= sum;
-        int64_t done = weigh<1>(weigh<4>(0, score, values, 0, count, out), score, values, 0, count, out);
+        int64_t done = weigh<1>(weigh<4>(0, score, values, count, out), score, values, count, out);
         for (; done < m.K; ++done) {
             out[done] = 0;
             for (int64_t j = 0; j < count; ++j) out[done] += score[j] * values[j][done];
@@ -195,20 +195,205 @@ struct Step {
 
     // Both paths and their mix for one head of one sequence; then its keys enter the state (model/mixer.py).
     void mix(int64_t layer, int64_t b, int64_t h) const {
-        const Layer& p = m.layers[layer];
-        const int64_t K = m.K, at = (b * m.L + layer) * m.H + h, start = state.position[b];
-        float past[m.K], seen[m.K];
-        for (int64_t n = b * T; n < (b + 1) * T; ++n) {
-            float *o = w.o + n * m.D + h * K, *q = w.q + n * m.D + h * K, *k = w.k + n * m.D + h * K;
-            if (m.attention) {
-                rotate(q, w.turn + n * K);
-                rotate(k, w.turn + n * K);
-            }
-            (void)o, (void)past, (void)seen, (void)at, (void)start, (void)p;
+        const int64_t K = m.K, first = b * T, column = h * K;
+        for (int64_t n = first; m.attention && n < first + T; ++n) {
+            rotate(w.q + n * m.D + column, w.turn + n * K);
+            rotate(w.k + n * m.D + column, w.turn + n * K);
         }
+        for (int64_t n = first; n < first + T; ++n) {
+            float* o = w.o + n * m.D + column;
+            if (m.attention && w.gate[n]) attend(layer, n, h, o);
+            else std::memset(o, 0, K * sizeof(float));
+            if (m.decay) fade(m.layers[layer], h, state.h + (b * m.L + layer) * m.D + column, w.u + n * m.D + column, o);
+        }
+        if (m.attention) keep(layer, b, h);
+    }
+
+    // past <- d past + (1 - d) u (ops/decay.py), mixed into o.
+    void fade(const Layer& p, int64_t h, float* past, const float* u, float* o) const {
+        const vfloat d = splat(p.decay[h]), rest = splat(1) - d, a = splat(m.attention ? p.fuse : 0);
+        lanes(m.K, [&](int64_t i, auto l) {
+            vfloat x = fma(d, load(past + i, l), rest * load(u + i, l));
+            store(past + i, x, l);
+            store(o + i, fma(a, load(o + i, l) - x, x), l);
+        });
+    }
+
+    // The keys and values of this call that a later one can see.
+    void keep(int64_t layer, int64_t b, int64_t h) const {
+        const int64_t at = (b * m.L + layer) * m.H + h, start = state.position[b];
+        const size_t size = m.K * sizeof(float);
+        for (int64_t t = 0; t < T; ++t) {
+            const int64_t j = start + t, row = (b * T + t) * m.D + h * m.K;
+            if (j >= 0 && j < m.A) {
+                std::memcpy(state.anchor_k + (at * m.A + j) * m.K, w.k + row, size);
+                std::memcpy(state.anchor_v + (at * m.A + j) * m.K, w.v + row, size);
+            }
+            if (j < 0 || t + m.W < T) continue;
+            if (m.W) {
+                std::memcpy(state.k + (at * m.W + j % m.W) * m.K, w.k + row, size);
+                std::memcpy(state.value + (at * m.W + j % m.W) * m.K, w.v + row, size);
+            }
+        }
+    }
+
+    // The gates of those keys; all closed for a layer that an early exit left out.
+    void keep_gates(int64_t layer, int64_t b, bool ran) const {
+        uint8_t *ring = state.gate + (b * m.L + layer) * m.W, *anchors = state.anchor_gate + (b * m.L + layer) * m.A;
+        for (int64_t t = 0; m.attention && t < T; ++t) {
+            const int64_t j = state.position[b] + t;
+            if (j < 0) continue;
+            if (ran && j < m.A) anchors[j] = w.gate[b * T + t];
+            if (m.W) ring[j % m.W] = ran && w.gate[b * T + t];
+        }
+    }
+
+    void hidden(const Layer& p, int64_t n) const {
+        float* f = w.f + n * m.F;
+        if (m.ffn_spikes) spike(f, &m.v_threshold, true, f, m.F);
+        else gelu(f, m.F, 1);
+        prepare(p.down, with(w.stream, w.f), n);
+    }
+
+    static void gelu(float* x, int64_t n, float weight) {
+        for (int64_t i = 0; i < n; ++i) x[i] = weight * .5f * x[i] * (1 + erff(x[i] * 0.707106781f));
+    }
+
+    // Logits (rows, V) of rows x (model/head.py). Ends in step.
+    void head(const float* x, int64_t rows, float* logits) const {
+        Operand in = with(w.stream, x), prior = with(w.spikes, w.prior);
+        each(rows, [&](int64_t n) { prepare(m.head, in, n); });
+        pool.sync();
+        if (m.prior == Prior::dynamic) {
+            product(m.prior_down, in, w.prior, rows);
+            pool.sync();
+            each(rows, [&](int64_t n) {
+                gelu(w.prior + n * m.prior_down.outs, m.prior_down.outs, m.prior_weight);
+                prepare(m.prior_up, prior, n);
+            });
+            pool.sync();
+        }
+        share(units(m.head), [&](int64_t begin, int64_t end) {
+            multiply(m.head, in, rows, logits, begin, end);
+            if (m.prior == Prior::dynamic) multiply(m.prior_up, prior, rows, logits, begin, end, true);
+            int64_t last = end * LANES < m.V ? end * LANES : m.V;
+            for (int64_t n = 0; m.prior == Prior::fixed && n < rows; ++n)
+                for (int64_t o = begin * LANES; o < last; ++o) logits[n * m.V + o] += m.bias[o];
+        });
+        pool.sync();
+    }
+
+    const float* last_rows() const {
+        if (T == 1) return w.c;
+        each(B, [&](int64_t b) { std::memcpy(w.y + b * m.D, w.c + (b * T + T - 1) * m.D, m.D * sizeof(float)); });
+        pool.sync();
+        return w.y;
+    }
+
+    // Early exit: is the next-token entropy of every sequence below the limit?
+    bool certain() const {
+        pool.sync();
+        head(last_rows(), B, w.trial);
+        bool all = true;
+        for (int64_t b = 0; b < B; ++b) {
+            const float* z = w.trial + b * m.V;
+            double top = z[0], sum = 0, mean = 0;
+            for (int64_t i = 1; i < m.V; ++i) top = z[i] > top ? z[i] : top;
+            for (int64_t i = 0; i < m.V; ++i) sum += ::exp(z[i] - top), mean += (z[i] - top) * ::exp(z[i] - top);
+            all = all && log(sum) - mean / sum < m.exit_entropy;
+        }
+        return all;
+    }
+
+    void count(const int32_t* active, int64_t& into) const {
+        for (int64_t n = 0; thread == 0 && n < N; ++n) into += active[n];
+    }
+
+    void block(int64_t layer) const {
+        const Layer& p = m.layers[layer];
+        each(N, [&](int64_t n) { open(p, n); });
+        pool.sync();
+        if (m.decay) {
+            if (p.tcam.by_input) count(w.spikes.active, stats.tcam[layer]);
+            product(p.tcam, with(w.spikes, w.s), w.u, N);
+        }
+        if (m.attention) {
+            product(p.q, with(w.stream, w.c), w.q, N);
+            product(p.k, with(w.stream, w.c), w.k, N);
+            product(p.v, with(w.stream, w.c), w.v, N);
+        }
+        pool.sync();
+        each(B * m.H, [&](int64_t item) { mix(layer, item / m.H, item % m.H); });
+        pool.sync();
+        each(B, [&](int64_t b) { keep_gates(layer, b, true); });
+        if (p.out.format == Format::int8 || p.out.format == Format::int4) {
+            each(N, [&](int64_t n) { prepare(p.out, with(w.stream, w.o), n); });
+            pool.sync();
+        }
+        product(p.out, with(w.stream, w.o), w.y, N);
+        pool.sync();
+        each(N, [&](int64_t n) {
+            normalise(p.mixer_norm, w.c + n * m.D, w.y + n * m.D, w.c + n * m.D);
+            prepare(p.up, with(w.stream, w.c), n);
+        });
+        pool.sync();
+        product(p.up, with(w.stream, w.c), w.f, N);
+        pool.sync();
+        each(N, [&](int64_t n) { hidden(p, n); });
+        pool.sync();
+        if (p.down.by_input) count(w.stream.active, stats.down[layer]);
+        product(p.down, with(w.stream, w.f), w.y, N);
+        pool.sync();
+        each(N, [&](int64_t n) {
+            float *c = w.c + n * m.D, *s = w.s + n * m.D;
+            normalise(p.ffn_norm, c, w.y + n * m.D, c);
+            if (m.block_spikes) spike(c, &m.v_threshold, true, s, m.D);
+            else std::memcpy(s, c, m.D * sizeof(float));
+        });
+        if (thread == 0) stats.layers += N;
+    }
+
+    void run() const {
+        each(N, [&](int64_t n) {
+            embed(n);
+            for (int64_t i = 0; i < m.K / 2; ++i) {
+                float angle = float(position(n)) * m.inverse[i], *turn = w.turn + n * m.K;
+                turn[i] = float(cos(angle)), turn[i + m.K / 2] = float(sin(angle));
+            }
+        });
+        pool.sync();
+        each(B, [&](int64_t b) { fire(b); });
+        pool.sync();
+        for (int64_t layer = 0; layer < m.L; ++layer) {
+            block(layer);
+            if (m.exit_entropy < 0 || !certain()) continue;
+            for (int64_t left = layer + 1; left < m.L; ++left) each(B, [&](int64_t b) { keep_gates(left, b, false); });
+            break;
+        }
+        pool.sync();
+        if (call.want == Logits::last) head(last_rows(), B, call.logits);
+        if (call.want == Logits::all) head(w.c, N, call.logits);
     }
 };
 
+void forward(const Model& m, const State& state, const Call& call, const Scratch& w, Stats& stats, Pool& pool) {
+    struct Job { const Model& m; const State& state; const Call& call; const Scratch& w; Stats& stats; Pool& pool; };
+    Job job{m, state, call, w, stats, pool};
+    pool.run([](void* argument, int thread) {
+        Job& j = *(Job*)argument;
+        Step{j.m, j.state, j.call, j.w, j.stats, j.pool, thread}.run();
+    }, &job);
+}
+
 }  // namespace
 }  // namespace SYMBOLICLIGHT_ISA
+
+#define SYMBOLICLIGHT_JOIN(a, b) a##b
+#define SYMBOLICLIGHT_NAMED(prefix, name) SYMBOLICLIGHT_JOIN(prefix, name)
+#define SYMBOLICLIGHT_STRING(name) #name
+#define SYMBOLICLIGHT_QUOTED(name) SYMBOLICLIGHT_STRING(name)
+
+extern const EngineIsa SYMBOLICLIGHT_NAMED(engine_, SYMBOLICLIGHT_ISA) = {
+    SYMBOLICLIGHT_QUOTED(SYMBOLICLIGHT_ISA), SYMBOLICLIGHT_ISA::forward};
+
 }  // namespace symboliclight

@@ -86,14 +86,13 @@ struct Scratch {
     Operand spikes, stream;                // inputs of the products of a phase
     float* score;                          // (threads, W + 1 + A)
     const float** seen;                    // (threads, W + 1 + A)
-    float* entropy;                        // (B,)
+    float* trial;                          // (B, V) logits for the early exit
 };
 
-// What a call did, for honest byte counts.
+// What calls did, for honest byte counts.
 struct Stats {
-    int64_t tokens, keys;     // read; visible to a head, summed over layers
-    int64_t *tcam, *down;     // (L,) active inputs
-    int64_t* layers;          // tokens times layers run
+    int64_t *tcam, *down;  // (L,) active inputs
+    int64_t layers;        // tokens times layers run
 };
 
 enum class Logits { none, last, all };

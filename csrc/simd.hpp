@@ -106,19 +106,11 @@ inline float reduce(vfloat x, F f) {
 }
 
 inline float sum(vfloat x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)x);
-#else
     return reduce(x, [](float a, float b) { return a + b; });
-#endif
 }
 
 inline float max(vfloat x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)x);
-#else
     return reduce(x, [](float a, float b) { return a > b ? a : b; });
-#endif
 }
 
 // e^x for x <= 0 within two units in the last place; 0 below the smallest normal result, -inf included; NaN stays.

@@ -38,7 +38,7 @@ class ModelConfig:
     n_anchors: int = 4  # first tokens that stay visible for ever
     rope_base: float = 10_000.0
     dropout: float = 0.1
-    init_std: float = 0.02  # of every weight matrix; small widths need more or their FFN starts without a spike
+    init_std: float = 0.02  # of every weight matrix
     # neurons
     v_threshold: float = 1.0
     leak: float = 0.95  # membrane kept per token
