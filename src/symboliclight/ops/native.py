@@ -136,7 +136,7 @@ def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
     if threshold.numel() > 1 and threshold.dim() > 1:
         return spiking.spike_forward_torch(v, threshold, alpha)
     s = _new(v)
-    _native.spike_forward(v.reshape(-1), _level(v, threshold), s.view(-1), torch.get_num_threads())
+    _native.spike_forward(v.contiguous().view(-1), _level(v, threshold), s.view(-1), torch.get_num_threads())
     return s
 
 
@@ -144,8 +144,9 @@ def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
 def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
     if threshold.numel() > 1 and threshold.dim() > 1:
         return spiking.spike_backward_torch(grad, v, threshold, alpha)
+    grad, v = _contiguous(grad, v)
     grad_v = _new(v)
-    _native.spike_backward(grad.reshape(-1), v.reshape(-1), _level(v, threshold), grad_v.view(-1), alpha,
+    _native.spike_backward(grad.view(-1), v.view(-1), _level(v, threshold), grad_v.view(-1), alpha,
                            torch.get_num_threads())
     return grad_v
 

@@ -63,9 +63,9 @@ def topk_mask(x: Tensor, rate: float, alpha: float = 2.0) -> Tensor:
     kept and the largest dropped entry, which acts as that token's threshold and is itself held constant.
     """
     k = min(max(round(rate * x.shape[-1]), 1), x.shape[-1])
-    values = x.detach().topk(min(k + 1, x.shape[-1]), dim=-1).values
-    middle = (values[..., k - 1 : k] + values[..., -1:]) / 2  # k = D: the smallest entry itself
-    kept = torch.zeros_like(x).scatter_(-1, x.detach().topk(k, dim=-1).indices, 1.0)
+    largest, indices = x.detach().topk(min(k + 1, x.shape[-1]), dim=-1)
+    middle = (largest[..., k - 1 : k] + largest[..., -1:]) / 2  # k = D: the smallest entry itself
+    kept = torch.zeros_like(x).scatter_(-1, indices[..., :k], 1.0)
     return _StraightThrough.apply(x, kept, surrogate(x.detach(), middle, alpha))
 
 
