@@ -20,7 +20,8 @@ from symboliclight.ops.spike import spike, surrogate
 
 
 def lif_scan_loop(
-    x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float = 2.0, clamp: float = 3.0, gradient: str = "local"
+    x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float = 2.0, clamp: float = 3.0,
+    gradient: str = "local",
 ) -> tuple[Tensor, Tensor]:
     """The specification of `lif_scan`: one step a token, differentiated by autograd."""
     r, spikes = r0, []
@@ -34,7 +35,8 @@ def lif_scan_loop(
 
 
 def lif_scan(
-    x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float = 2.0, clamp: float = 3.0, gradient: str = "local"
+    x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float = 2.0, clamp: float = 3.0,
+    gradient: str = "local",
 ) -> tuple[Tensor, Tensor]:
     """Integrate, fire and reset along T.
 
@@ -51,7 +53,7 @@ def lif_scan(
 def lif_forward_torch(
     x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float, clamp: float, gradient: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes (B, T, D), membrane before reset (B, T, D), membrane after the last reset (B, D); contiguous, one dtype."""
+    """Spikes (B, T, D), membrane before reset (B, T, D), membrane after the last reset (B, D), all contiguous."""
     v, r = x.new_empty(x.shape), r0.clone(memory_format=torch.contiguous_format)
     for x_t, v_t in zip(x.unbind(1), v.unbind(1), strict=True):
         torch.mul(r, leak, out=v_t)
