@@ -45,19 +45,19 @@ struct Step {
 
     // to = LayerNorm(a + b); b may be null.
     void normalise(const Norm& norm, const float* a, const float* b, float* to) const {
-        vfloat sum{}, squares{};
+        vfloat whole{}, squares{};
         lanes(m.D, [&](int64_t i, auto l) {
             vfloat x = b ? load(a + i, l) + load(b + i, l) : load(a + i, l);
-            sum = sum + x;
+            whole = whole + x;
             store(to + i, x, l);
         });
-        const vfloat mean = splat(total(sum) / float(m.D));
+        const vfloat mean = splat(sum(whole) / float(m.D));
         lanes(m.D, [&](int64_t i, auto l) {
-            vfloat d = load(to + i, l) - mean;
-            store(to + i, d, l);
+            store(to + i, load(to + i, l) - mean, l);
+            vfloat d = load(to + i, l);  // zero in lanes beyond the end
             squares = fma(d, d, squares);
         });
-        const vfloat rate = splat(1 / sqrtf(total(squares) / float(m.D) + 1e-5f));
+        const vfloat rate = splat(1 / sqrtf(sum(squares) / float(m.D) + 1e-5f));
         lanes(m.D, [&](int64_t i, auto l) {
             store(to + i, fma(load(to + i, l) * rate, load(norm.weight + i, l), load(norm.bias + i, l)), l);
         });
@@ -121,9 +121,9 @@ struct Step {
     }
 
     static float dot(const float* a, const float* b, int64_t n) {
-        vfloat sum{};
-        lanes(n, [&](int64_t i, auto l) { sum = fma(load(a + i, l), load(b + i, l), sum); });
-        return total(sum);
+        vfloat products{};
+        lanes(n, [&](int64_t i, auto l) { products = fma(load(a + i, l), load(b + i, l), products); });
+        return sum(products);
     }
 
     // Rotates the pair (x[i], x[i + K/2]) of one head (ops/rope.py).

@@ -20,22 +20,6 @@ using Count = std::integral_constant<int, N>;
 
 inline vint splat_int(int32_t x) { return x - vint{}; }
 
-// Sum of all lanes by halves.
-inline float total(vfloat x) {
-#if defined(__AVX512F__)
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
-#elif defined(__AVX2__)
-    __m256 half = (__m256)x;
-#endif
-#if defined(__AVX2__)
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
-#else
-    return (x[0] + x[2]) + (x[1] + x[3]);
-#endif
-}
-
 // f(first row, Count<rows at once>) over n rows.
 template <int C, class F>
 inline void by_rows(int64_t first, int64_t n, F f) {
@@ -47,17 +31,17 @@ inline void by_rows(int64_t first, int64_t n, F f) {
 
 template <int R, int C>
 inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int64_t stride, bool add) {
-    vfloat sum[R][C] = {};
+    vfloat dots[R][C] = {};
     lanes(ins, [&](int64_t i, auto m) {
         vfloat in[C];
         for (int c = 0; c < C; ++c) in[c] = load(x + c * ins + i, m);
         for (int r = 0; r < R; ++r) {
             vfloat weight = load(w + r * ins + i, m);
-            for (int c = 0; c < C; ++c) sum[r][c] = fma(weight, in[c], sum[r][c]);
+            for (int c = 0; c < C; ++c) dots[r][c] = fma(weight, in[c], dots[r][c]);
         }
     });
     for (int c = 0; c < C; ++c)
-        for (int r = 0; r < R; ++r) y[c * stride + r] = total(sum[r][c]) + (add ? y[c * stride + r] : 0.f);
+        for (int r = 0; r < R; ++r) y[c * stride + r] = sum(dots[r][c]) + (add ? y[c * stride + r] : 0.f);
 }
 
 inline void multiply_float(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {

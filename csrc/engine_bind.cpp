@@ -1,0 +1,246 @@
+// All of the runtime that knows Python: arrays in, their sizes checked, and on to the step of the chosen instruction set.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+
+#include "engine.hpp"
+
+namespace nb = nanobind;
+
+namespace symboliclight {
+
+float kth_largest(float* values, int64_t n, int64_t k) {
+    std::nth_element(values, values + k - 1, values + n, std::greater<float>());
+    return values[k - 1];
+}
+
+namespace {
+
+using Bytes = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+std::vector<const EngineIsa*> supported() {
+    std::vector<const EngineIsa*> found{&engine_portable};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
+    found.push_back(&engine_avx2);
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512dq")) return found;
+    found.push_back(&engine_avx512);
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&engine_vnni);
+#endif
+    return found;
+}
+
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes that a matrix and its scales take (engine.hpp says how).
+int64_t data_bytes(const Matrix& m) {
+    const int64_t halves = m.format == Format::float32 ? 8 : m.format == Format::bfloat16 ? 4 : m.format == Format::int8 ? 2 : 1;
+    bool plain = m.by_input || m.format == Format::float32;
+    return (plain ? m.outs * m.ins : up(m.outs, LANES) * up(m.ins, GROUP)) * halves / 2;
+}
+
+int64_t scale_bytes(const Matrix& m) {
+    if (m.format == Format::int8) return (m.by_input ? m.outs : up(m.outs, LANES)) * 4;
+    return m.format == Format::int4 ? up(m.outs, LANES) * up(m.ins, GROUP) / GROUP * 2 : 0;
+}
+
+template <class T>
+T* of_size(const Array<T>& array, int64_t size, const char* name) {
+    if (int64_t(array.size()) != size) throw std::invalid_argument(std::string(name) + " has the wrong size");
+    return array.data();
+}
+
+class Engine {
+  public:
+    Engine(nb::dict sizes, nb::dict switches, int threads) : pool_(std::min(std::max(threads, 1), 256)) {
+        auto size = [&](const char* name) { return nb::cast<int64_t>(sizes[name]); };
+        m_.D = size("d_model"), m_.H = size("n_heads"), m_.K = size("head_dim"), m_.F = size("d_ff"), m_.V = size("vocab_size");
+        m_.W = size("window"), m_.A = size("n_anchors"), m_.L = size("n_layers"), m_.topk = size("topk");
+        for (int64_t n : {m_.D, m_.H, m_.K, m_.F, m_.V, m_.L, m_.topk, m_.W + 1, m_.A + 1})
+            if (n < 1 || n > int64_t(1) << 31) throw std::invalid_argument("a size is out of range");
+        if (m_.D != m_.H * m_.K || m_.topk > m_.D) throw std::invalid_argument("sizes do not fit together");
+        auto value = [&](const char* name) { return nb::cast<float>(switches[name]); };
+        auto flag = [&](const char* name) { return nb::cast<bool>(switches[name]); };
+        m_.v_threshold = value("v_threshold"), m_.v_clamp = value("v_clamp"), m_.exit_entropy = value("exit_entropy");
+        m_.prior_weight = value("prior_weight");
+        m_.source = Source(nb::cast<int>(switches["source"])), m_.prior = Prior(nb::cast<int>(switches["prior"]));
+        m_.gate = flag("gate"), m_.block_spikes = flag("block_spikes"), m_.ffn_spikes = flag("ffn_spikes");
+        m_.decay = flag("decay"), m_.attention = flag("attention");
+        layers_.resize(m_.L);
+        m_.layers = layers_.data();
+        tcam_.resize(m_.L), down_.resize(m_.L);
+    }
+
+    // Sites are named as in the checkpoint; the arrays are kept, not copied.
+    void matrix(const std::string& site, int64_t layer, int format, bool by_input, int64_t outs, int64_t ins, Bytes data,
+                std::optional<Bytes> scale) {
+        Matrix m{Format(format), by_input, outs, ins, data.data(), scale ? scale->data() : nullptr};
+        if (int64_t(data.nbytes()) != data_bytes(m) || int64_t(scale ? scale->nbytes() : 0) != scale_bytes(m))
+            throw std::invalid_argument(site + " has the wrong size");
+        const int64_t D = m_.D, P = D / 4;
+        Layer& p = layers_.at(layer);
+        struct { const char* name; Matrix* to; int64_t outs, ins; } places[] = {
+            {"embedding", &m_.embedding, m_.V, D}, {"tcam", &p.tcam, D, D}, {"q", &p.q, D, D}, {"k", &p.k, D, D},
+            {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D}, {"down", &p.down, D, m_.F},
+            {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P}};
+        for (auto& place : places)
+            if (site == place.name) {
+                if (outs != place.outs || ins != place.ins) throw std::invalid_argument(site + " has the wrong shape");
+                *place.to = m;
+                matrices_.push_back(data);
+                if (scale) matrices_.push_back(*scale);
+                return;
+            }
+        throw std::invalid_argument("unknown site " + site);
+    }
+
+    void vector(const std::string& site, int64_t layer, Array<const float> data) {
+        const int64_t D = m_.D;
+        Layer& p = layers_.at(layer);
+        struct { const char* name; const float** to; int64_t size; } places[] = {
+            {"encoder_norm.weight", &m_.encoder_norm.weight, D}, {"encoder_norm.bias", &m_.encoder_norm.bias, D},
+            {"mixer_norm.weight", &p.mixer_norm.weight, D}, {"mixer_norm.bias", &p.mixer_norm.bias, D},
+            {"ffn_norm.weight", &p.ffn_norm.weight, D}, {"ffn_norm.bias", &p.ffn_norm.bias, D},
+            {"leak", &m_.leak, D}, {"threshold", &m_.threshold, D}, {"decay", &p.decay, m_.H}, {"bias", &m_.bias, m_.V},
+            {"inverse", &m_.inverse, m_.K / 2}};
+        if (site == "fuse") {
+            p.fuse = *of_size(data, 1, "fuse");
+            return;
+        }
+        for (auto& place : places)
+            if (site == place.name) {
+                *place.to = of_size(data, place.size, place.name);
+                vectors_.push_back(data);
+                return;
+            }
+        throw std::invalid_argument("unknown site " + site);
+    }
+
+    // Reads tokens (B, T), advances the state arrays in place, fills logits (B, V), (B, T, V) or none.
+    void forward(Array<const int64_t> tokens, Array<int64_t> position, Array<float> v, Array<float> h, Array<float> k,
+                 Array<float> value, Array<uint8_t> gate, Array<float> anchor_k, Array<float> anchor_v,
+                 Array<uint8_t> anchor_gate, std::optional<Array<float>> logits, bool all) {
+        require_complete();
+        if (tokens.ndim() != 2) throw std::invalid_argument("tokens must be (B, T)");
+        const int64_t B = tokens.shape(0), T = tokens.shape(1), LB = m_.L * B, D = m_.decay ? m_.D : 0, X = m_.attention ? 1 : 0;
+        for (int64_t i = 0; i < B * T; ++i)
+            if (tokens.data()[i] < 0 || tokens.data()[i] >= m_.V) throw std::invalid_argument("a token is outside the vocabulary");
+        State state{of_size(position, B, "position"), of_size(v, B * m_.D, "v"), of_size(h, LB * D, "h"),
+                    of_size(k, X * LB * m_.W * m_.D, "k"), of_size(value, X * LB * m_.W * m_.D, "value"),
+                    of_size(gate, X * LB * m_.W, "gate"), of_size(anchor_k, X * LB * m_.A * m_.D, "anchor_k"),
+                    of_size(anchor_v, X * LB * m_.A * m_.D, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
+        Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr};
+        if (logits) call.logits = of_size(*logits, (all ? B * T : B) * m_.V, "logits");
+        nb::gil_scoped_release free;
+        std::lock_guard one_call(mutex_);
+        Scratch scratch = make_scratch(B, B * T);
+        Stats stats{tcam_.data(), down_.data(), 0};
+        isa_->forward(m_, state, call, scratch, stats, pool_);
+        layers_run_ += stats.layers;
+        for (int64_t b = 0; b < B; ++b) state.position[b] += T;
+    }
+
+    void set_isa(const std::string& name) {
+        for (const EngineIsa* one : supported())
+            if (name == one->name) {
+                isa_ = one;
+                return;
+            }
+        throw std::invalid_argument("this machine has no " + name);
+    }
+
+    std::string isa() const { return isa_->name; }
+    int threads() const { return pool_.size(); }
+    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_); }
+
+  private:
+    void require_complete() const {
+        bool good = m_.embedding.data && m_.head.data && m_.inverse && m_.leak && m_.threshold && m_.encoder_norm.weight &&
+                    m_.encoder_norm.bias && (m_.prior != Prior::fixed || m_.bias) &&
+                    (m_.prior != Prior::dynamic || (m_.prior_down.data && m_.prior_up.data));
+        for (const Layer& p : layers_)
+            good = good && p.out.data && p.up.data && p.down.data && p.mixer_norm.weight && p.mixer_norm.bias && p.ffn_norm.weight &&
+                   p.ffn_norm.bias && (!m_.decay || (p.tcam.data && p.decay)) && (!m_.attention || (p.q.data && p.k.data && p.v.data));
+        if (!good) throw std::invalid_argument("the model lacks a weight");
+    }
+
+    template <class T>
+    T* take(int64_t count) {
+        used_ = up(used_, 64);
+        T* at = (T*)(memory_.get() + used_);
+        used_ += count * sizeof(T);
+        return at;
+    }
+
+    // Lays the arrays of a call out twice: first to find their size, then in memory.
+    Scratch make_scratch(int64_t B, int64_t N) {
+        const int64_t width = up(std::max({m_.D, m_.F, m_.D / 4}), GROUP), seen = pool_.size() * (m_.W + 1 + m_.A);
+        Scratch w;
+        for (int pass = 0; pass < 2; ++pass) {
+            used_ = 0;
+            for (float** to : {&w.c, &w.s, &w.y, &w.u, &w.q, &w.k, &w.v, &w.o}) *to = take<float>(N * m_.D);
+            w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
+            w.gate = take<uint8_t>(N);
+            for (Operand* x : {&w.spikes, &w.stream})
+                *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
+                      take<int32_t>(N * width / GROUP), width};
+            w.score = take<float>(seen);
+            w.seen = take<const float*>(seen);
+            w.trial = take<float>(m_.exit_entropy < 0 ? 0 : B * m_.V);
+            if (used_ > capacity_) {
+                memory_.reset(new (std::align_val_t(64)) char[used_]);
+                capacity_ = used_;
+            }
+        }
+        return w;
+    }
+
+    struct Free { void operator()(char* p) const { operator delete[](p, std::align_val_t(64)); } };
+
+    Model m_{};
+    std::vector<Layer> layers_;
+    std::vector<Bytes> matrices_;  // these keep the arrays alive
+    std::vector<Array<const float>> vectors_;
+    std::vector<int64_t> tcam_, down_;
+    int64_t layers_run_ = 0;
+    const EngineIsa* isa_ = supported().back();
+    Pool pool_;
+    std::mutex mutex_;
+    std::unique_ptr<char[], Free> memory_;
+    int64_t used_ = 0, capacity_ = 0;
+};
+
+}  // namespace
+}  // namespace symboliclight
+
+NB_MODULE(_engine, m) {
+    using namespace symboliclight;
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (const EngineIsa* one : supported()) names.emplace_back(one->name);
+        return names;
+    }, "Instruction sets this machine can run, the fastest last.");
+    nb::class_<Engine>(m, "Engine")
+        .def(nb::init<nb::dict, nb::dict, int>())
+        .def("matrix", &Engine::matrix, nb::arg("site"), nb::arg("layer"), nb::arg("format"), nb::arg("by_input"), nb::arg("outs"),
+             nb::arg("ins"), nb::arg("data"), nb::arg("scale").none())
+        .def("vector", &Engine::vector)
+        .def("forward", &Engine::forward, nb::arg("tokens"), nb::arg("position"), nb::arg("v"), nb::arg("h"), nb::arg("k"),
+             nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"),
+             nb::arg("logits").none(), nb::arg("all"))
+        .def("set_isa", &Engine::set_isa)
+        .def("counts", &Engine::counts, "Tokens times layers run, and active inputs of W_tcam and W_down by layer, so far.")
+        .def_prop_ro("isa", &Engine::isa)
+        .def_prop_ro("threads", &Engine::threads);
+}

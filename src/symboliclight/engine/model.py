@@ -1,0 +1,143 @@
+"""The runtime behind the seam: `engine(tokens, state) -> (logits, state)` in numpy, without torch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from symboliclight import checkpoint
+from symboliclight.config import ModelConfig, from_dict, load_json
+from symboliclight.engine.state import State, check, initial_state
+from symboliclight.engine.weights import Weights, read
+from symboliclight.errors import InputError
+
+ROWS = 256  # tokens that share one reading of the weights
+SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine.hpp
+
+
+def load(directory: str | Path, precision: str | None = None, threads: int | None = None,
+         sparse: bool = True) -> "Engine":
+    """The engine of a checkpoint, or of a folder that `symboliclight export` wrote.
+
+    Args: precision is one of `pack.PRECISIONS`; None: that of an exported folder, else float32. threads: default all
+        cores. sparse=False reads every weight of spike-fed matrices, for comparison.
+    Raises `InputError` if a file is missing or damaged, or was exported at another precision.
+    """
+    directory = checkpoint.locate(directory)
+    file = directory / checkpoint.CONFIG
+    config = from_dict(ModelConfig, load_json(file).get("model"), str(file))
+    weights = read(directory / checkpoint.MODEL, config, precision, sparse)
+    return Engine(config, weights, threads)
+
+
+@dataclass
+class Engine:
+    """A loaded model. Calls are serialised; states are independent of it and of each other."""
+
+    config: ModelConfig
+    weights: Weights
+    threads: int | None = None
+    isa: str | None = None  # one of `_engine.isas()`; None: the fastest
+    tokens_read: int = field(default=0, init=False)
+    keys_read: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            from symboliclight import _engine
+        except ImportError as error:
+            raise InputError(f"this installation has no native runtime ({error}); install a C++ compiler and reinstall "
+                             "symboliclight") from error
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be positive, got {self.threads}")
+        threads = self.threads or _cores()
+        self._native = _engine.Engine(_sizes(self.config), _switches(self.config, self.weights), threads)
+        self.threads = self._native.threads
+        if self.isa is not None:
+            self._native.set_isa(self.isa)
+        self.isa = self._native.isa
+        for m in self.weights.matrices:
+            self._native.matrix(m.site, m.layer, m.format, m.by_input, m.outs, m.ins, m.data, m.scale)
+        for site, layer, array in self.weights.vectors:
+            self._native.vector(site, layer, array)
+
+    @property
+    def precision(self) -> str:
+        return self.weights.precision
+
+    def initial_state(self, batch_size: int, padding: np.ndarray | Sequence[int] | None = None) -> State:
+        """The state before the first token; `padding` (B,) counts absent tokens on the left of each row."""
+        return initial_state(self.config, np.zeros(batch_size, np.int64) if padding is None else np.asarray(padding))
+
+    def __call__(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
+        """tokens (B, T) int64 -> logits (B, T, V) float32 and the state after them. Takes `state` over: see `State`."""
+        tokens = self._tokens(tokens)
+        B, T = tokens.shape
+        logits = np.empty((B, T, self.config.vocab_size), np.float32)
+        return logits, self._read(tokens, state, logits)
+
+    def last(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
+        """As a call, but with the logits (B, V) after the last token only: the head reads one row a sequence."""
+        tokens = self._tokens(tokens)
+        logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        return logits, self._read(tokens, state, logits)
+
+    def _tokens(self, tokens: np.ndarray) -> np.ndarray:
+        tokens = np.ascontiguousarray(tokens, np.int64)
+        if tokens.ndim != 2 or not tokens.size:
+            raise InputError(f"tokens must be (B, T) with at least one token, got shape {tokens.shape}")
+        if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
+            raise InputError(f"token ids must be in 0..{self.config.vocab_size - 1}, got {tokens.min()}..{tokens.max()};"
+                             " use the tokenizer of this model")
+        return tokens
+
+    def _read(self, tokens: np.ndarray, state: State | None, logits: np.ndarray) -> State:
+        """Advance through all tokens, a block of rows at a time, so that Ctrl-C is heard between blocks."""
+        B, T = tokens.shape
+        if state is None:
+            state = self.initial_state(B)
+        else:
+            check(state.arrays(), self.config, "the state", B)
+        state = state.take()
+        arrays = state.arrays()
+        step = T if self.config.exit_entropy is not None else max(1, ROWS // B)  # an exit looks at the whole call
+        for first in range(0, T, step):
+            part = np.ascontiguousarray(tokens[:, first : first + step])
+            self._count(state.position, part.shape[1])
+            if logits.ndim == 2:
+                self._native.forward(part, **arrays, logits=logits if first + step >= T else None, all=False)
+                continue
+            whole = logits[:, first : first + step]
+            target = whole if whole.flags.c_contiguous else np.empty(whole.shape, np.float32)
+            self._native.forward(part, **arrays, logits=target, all=True)
+            if target is not whole:
+                whole[:] = target
+        return state
+
+    def _count(self, position: np.ndarray, length: int) -> None:
+        at = position[:, None] + np.arange(length)
+        at = at[at >= 0]
+        c = self.config
+        self.tokens_read += at.size
+        self.keys_read += int((np.minimum(at, c.window) + 1 + np.clip(at - c.window, 0, c.n_anchors)).sum())
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sizes(c: ModelConfig) -> dict[str, int]:
+    names = ("d_model", "n_heads", "head_dim", "d_ff", "vocab_size", "window", "n_anchors", "n_layers")
+    return {name: getattr(c, name) for name in names} | {"topk": min(max(round(c.topk_rate * c.d_model), 1), c.d_model)}
+
+
+def _switches(c: ModelConfig, weights: Weights) -> dict[str, Any]:
+    return {
+        "v_threshold": c.v_threshold, "v_clamp": c.v_clamp, "gate": c.gate, "block_spikes": c.block_spikes,
+        "exit_entropy": -1.0 if c.exit_entropy is None else c.exit_entropy, "ffn_spikes": c.ffn == "spike",
+        "source": SOURCES.index(c.spike_source), "prior": PRIORS.index(c.prior), "prior_weight": weights.prior_weight,
+        "decay": c.paths != "attention", "attention": c.paths != "decay",
+    }

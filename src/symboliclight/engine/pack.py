@@ -1,0 +1,102 @@
+"""Weight matrices in the layouts of the runtime (csrc/engine.hpp), from float32 (outs, ins).
+
+A kind is a storage format, `.by_input` for matrices that spikes feed: those are stored input by input, so that a silent
+input costs nothing. Under int4 they stay int8: active rows alone are read, and integers can be summed across inputs.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS)}  # csrc/engine.hpp, Format
+LANES, GROUP = 16, 32  # outputs side by side; inputs that share a scale under int4
+
+
+def kind_of(precision: Precision, by_input: bool) -> str:
+    """The kind of a matrix at a precision."""
+    if by_input:
+        return ("int8" if precision == "int4" else precision) + ".by_input"
+    return precision
+
+
+def pack(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Data and scales of float32 `weight` (outs, ins); `kind` "float32" returns the very array."""
+    if kind == "float32":
+        return weight, None
+    if kind == "float32.by_input":
+        return np.ascontiguousarray(weight.T), None
+    if kind == "bfloat16.by_input":
+        return np.ascontiguousarray(to_bfloat16(weight).T), None
+    if kind == "int8.by_input":
+        scale = _scale(weight)
+        return np.ascontiguousarray(np.rint(weight / scale[:, None]).astype(np.int8).T), scale
+    weight = _padded(weight)
+    if kind == "bfloat16":
+        return _interleave(to_bfloat16(weight), 2), None
+    if kind == "int8":
+        scale = _scale(weight)
+        return _interleave((np.rint(weight / scale[:, None]) + 128).astype(np.uint8), 4), scale
+    return _int4(weight)
+
+
+def packed_shapes(outs: int, ins: int, kind: str) -> tuple[tuple[np.dtype, tuple[int, ...]], ...]:
+    """dtype and shape of what `pack` returns: data, and scales where there are any."""
+    blocks, groups = -(-outs // LANES), -(-ins // GROUP)
+    dtype = np.dtype({"float32": "f4", "bfloat16": "u2", "int8": "u1", "int4": "u1"}[kind.split(".")[0]])
+    if kind == "int8.by_input":
+        return (np.dtype("i1"), (ins, outs)), (np.dtype("f4"), (outs,))
+    if kind.endswith(".by_input"):
+        return ((dtype, (ins, outs)),)
+    if kind == "float32":
+        return ((dtype, (outs, ins)),)
+    if kind == "bfloat16":
+        return ((dtype, (blocks, groups * GROUP // 2, LANES, 2)),)
+    if kind == "int8":
+        return (dtype, (blocks, groups * GROUP // 4, LANES, 4)), (np.dtype("f4"), (blocks * LANES,))
+    return (dtype, (blocks, groups, 4, LANES, 4)), (np.dtype("u2"), (blocks, groups, LANES))
+
+
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """Nearest bfloat16, ties to even, as uint16; x is finite float32."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """float32 of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _padded(weight: np.ndarray) -> np.ndarray:
+    outs, ins = weight.shape
+    if outs % LANES == 0 and ins % GROUP == 0:
+        return weight
+    return np.pad(weight, ((0, -outs % LANES), (0, -ins % GROUP)))
+
+
+def _scale(weight: np.ndarray) -> np.ndarray:
+    """Step of 8-bit weights of each output: its largest weight becomes 127."""
+    largest = np.maximum(weight.max(1), -weight.min(1)) / np.float32(127)
+    return np.where(largest > 0, largest, np.float32(1)).astype(np.float32)
+
+
+def _interleave(x: np.ndarray, step: int) -> np.ndarray:
+    """(outs, ins) -> (blocks of 16 outputs, steps, 16, step)."""
+    outs, ins = x.shape
+    return np.ascontiguousarray(x.reshape(outs // LANES, LANES, ins // step, step).transpose(0, 2, 1, 3))
+
+
+def _int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of 32 inputs: the weight farthest from 0 becomes -8, so that all 16 levels are in use."""
+    outs, ins = weight.shape
+    groups = weight.reshape(outs // LANES, LANES, ins // GROUP, GROUP)
+    low, high = groups.min(-1), groups.max(-1)
+    bits = to_bfloat16(np.where(-low > high, low, high) / np.float32(-8))
+    scale = from_bfloat16(bits)[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.where(scale != 0, np.clip(np.rint(groups / scale), -8, 7), 0)
+    q = (q + 8).astype(np.uint8).reshape(outs // LANES, LANES, ins // GROUP, 4, 2, 4)
+    halves = q[..., 0, :] | q[..., 1, :] << 4
+    return np.ascontiguousarray(halves.transpose(0, 2, 3, 1, 4)), np.ascontiguousarray(bits.transpose(0, 2, 1))

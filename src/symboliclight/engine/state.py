@@ -1,0 +1,131 @@
+"""What running sequences leave behind: numpy arrays of fixed size, B sequences in front."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from symboliclight.config import ModelConfig
+from symboliclight.engine.files import finite, map_tensors
+from symboliclight.errors import InputError
+
+MAX_POSITION = 1 << 40  # tokens
+
+
+@dataclass(eq=False)
+class State:
+    """The past of B sequences. A call of the engine takes its state over and advances it in place: `copy` to fork.
+
+    The key of position j is in slot j mod W of the ring; `position` is negative while a row reads left padding.
+    """
+
+    position: np.ndarray  # (B,) int64 of the next token
+    v: np.ndarray  # (B, D) float32 membrane after reset, and so on in float32
+    h: np.ndarray  # (B, L, D), empty without the decay path
+    k: np.ndarray  # (B, L, H, W, K), this and what follows empty without the attention path
+    value: np.ndarray  # (B, L, H, W, K)
+    gate: np.ndarray  # (B, L, W) uint8
+    anchor_k: np.ndarray  # (B, L, H, A, K)
+    anchor_v: np.ndarray  # (B, L, H, A, K)
+    anchor_gate: np.ndarray  # (B, L, A) uint8
+
+    def __post_init__(self) -> None:
+        self.taken = False
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Name -> array. Raises `InputError` if a call has advanced this state."""
+        if self.taken:
+            raise InputError("this state was advanced by an earlier call; go on from the state it returned, "
+                             "or copy() a state before forking it")
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def take(self) -> "State":
+        """The same arrays under a new owner; this state is not used again."""
+        new = State(**self.arrays())
+        self.taken = True
+        return new
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "State":
+        """A new state with `function` applied to every array; all of them have B in front."""
+        return State(**{name: function(array) for name, array in self.arrays().items()})
+
+    def rows(self, index: Sequence[int] | np.ndarray) -> "State":
+        """The state of the given rows, in that order, repeats allowed."""
+        return self.map(lambda x: x[np.asarray(index)])
+
+    def copy(self) -> "State":
+        """An independent copy: a fork of the sequences."""
+        return self.map(np.copy)
+
+    @staticmethod
+    def batch(states: Sequence["State"]) -> "State":
+        """One state of many sequences from several states of the same model."""
+        each = [state.arrays() for state in states]
+        return State(**{name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def save(self, path: str | Path) -> None:
+        """Write one small file, whole or not at all. Raises `InputError` if that is impossible."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, part)
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot write {path}: {error}; check the folder and free space") from error
+
+    @staticmethod
+    def load(path: str | Path, config: ModelConfig) -> "State":
+        """Read a state of a model of this config. Raises `InputError` if the file is not one."""
+        arrays, _ = map_tensors(Path(path))
+        check(arrays, config, str(path))
+        for name, array in arrays.items():
+            if array.dtype == np.float32 and not finite(array):
+                raise InputError(f"{path}: {name} is not finite; use another state")
+        return State(**{name: array.copy() for name, array in arrays.items()})
+
+
+def shapes(c: ModelConfig) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Name -> shape behind B, and dtype, of every array."""
+    decay, attention = c.n_layers * (c.paths != "attention"), c.n_layers * (c.paths != "decay")
+    ring, anchors = ((attention, c.n_heads, n, c.head_dim) for n in (c.window, c.n_anchors))
+    return {
+        "position": ((), np.int64), "v": ((c.d_model,), np.float32), "h": ((decay, c.d_model), np.float32),
+        "k": (ring, np.float32), "value": (ring, np.float32), "gate": ((attention, c.window), np.uint8),
+        "anchor_k": (anchors, np.float32), "anchor_v": (anchors, np.float32),
+        "anchor_gate": ((attention, c.n_anchors), np.uint8),
+    }
+
+
+def check(arrays: dict[str, np.ndarray], config: ModelConfig, where: str, rows: int | None = None) -> None:
+    """Raise `InputError` unless `arrays` may be given to the engine: names, shapes, dtypes, sane positions, `rows`."""
+    expected = shapes(config)
+    position = arrays.get("position", np.zeros(()))
+    if position.ndim != 1 or arrays.keys() != expected.keys():
+        raise InputError(f"{where} is not the state of a model; use a file that State.save wrote")
+    for name, (shape, dtype) in expected.items():
+        if arrays[name].shape != (len(position), *shape) or arrays[name].dtype != dtype:
+            raise InputError(f"{where}: {name} does not fit this model; use a state that this model made")
+    if rows not in (None, len(position)):
+        raise InputError(f"{where} is of {len(position)} sequences, the tokens of {rows}; pass matching rows")
+    if np.abs(position).max(initial=0) > MAX_POSITION:
+        raise InputError(f"{where}: position is out of range; use another state")
+
+
+def initial_state(config: ModelConfig, padding: np.ndarray) -> State:
+    """The state before the first token of rows with `padding` (B,) absent tokens on the left."""
+    B = len(padding)
+    arrays: dict[str, np.ndarray] = {}
+    for name, (shape, dtype) in shapes(config).items():
+        arrays[name] = np.zeros((B, *shape), dtype)
+    arrays["position"] = -np.asarray(padding, np.int64)
+    return State(**arrays)
