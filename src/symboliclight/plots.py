@@ -93,5 +93,20 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], form: str = "svg") -> byt
         return render(figure, form)
 
 
+def plot_parts(profiles: dict[str, list[dict[str, Any]]], form: str = "svg") -> bytes:
+    """Seconds of each part of a training step, with its floor. `profiles`: model -> what `benchmarks.parts` measured."""
+    with style() as plt:
+        figure, axes = plt.subplots(figsize=(9, 0.5 + 0.45 * sum(len(p) for p in profiles.values())))
+        rows = [(f"{model}: {p['part']}", p, colour) for (model, parts), colour in zip(profiles.items(), COLOURS, strict=False)
+                for p in parts]
+        for y, (_, part, colour) in enumerate(rows):
+            axes.barh(y, part["seconds"], color=colour)
+            axes.plot([part["floor_s"]] * 2, [y - 0.4, y + 0.4], color="black", lw=2)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        axes.invert_yaxis()
+        axes.set(xlabel="seconds a step; the black line is the floor that arithmetic or bytes set")
+        return render(figure, form)
+
+
 def _layer(site: str) -> int:
     return -1 if site == "encoder" else int(site.split(".")[1])

@@ -1,6 +1,8 @@
 """What all benchmarks share: interleaved timing, rows, and the result file."""
 
+import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +41,20 @@ def write(name: str, rows: list[dict[str, Any]], directory: Path, **more: Any) -
     path = directory / f"bench-{name}.json"
     write_result(path, {"check": "passed", **more, "rows": rows})
     return path
+
+
+def peak_memory(reset: bool = False) -> int:
+    """Peak resident bytes of this process; with `reset`, from now on (where Linux allows it)."""
+    if reset:
+        with contextlib.suppress(OSError):  # not Linux: the peak then includes what importing took
+            Path("/proc/self/clear_refs").write_text("5")
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def _short(value: float) -> float:

@@ -1,0 +1,121 @@
+"""Where the time of a training step goes, and what bounds each part.
+
+Each part runs alone, forward and backward in bfloat16 autocast, on inputs shaped like those of a real step. Beside its seconds
+stand the two floors under them: its multiply-accumulates at the machine's measured matrix rate, and the bytes of the
+tensors it must at least touch at the measured copy rate. `overhead` is seconds over the larger floor.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from symboliclight.benchmarks.harness import medians
+from symboliclight.config import ModelConfig, TrainConfig
+from symboliclight.model import build
+from symboliclight.ops import linear_cross_entropy
+from symboliclight.ops.rope import rope_tables
+from symboliclight.optim import adamw
+
+
+@cache
+def limits() -> dict[str, float]:
+    """Measured on this machine: bf16 matrix rate (multiply-accumulates/s) and copy rate (bytes/s read and written)."""
+    a, b = torch.randn(2048, 1024).bfloat16(), torch.randn(1024, 4096).bfloat16()
+    source, target = torch.randn(64 << 20), torch.empty(64 << 20)
+    times = medians({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds=9)
+    return {"bf16_macs_per_s": 2048 * 1024 * 4096 / times["product"], "copy_bytes_per_s": 2 * source.nbytes / times["copy"]}
+
+
+def both_ways(function: Callable[..., Any], *inputs: Tensor) -> Callable[[], None]:
+    """Forward and backward of `function`, with gradients for its floating inputs and its parameters."""
+    leaves = [x.detach().requires_grad_() if x.is_floating_point() else x for x in inputs]
+    grads: list[Tensor] = []
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(*leaves)
+        if not grads:
+            grads.append(torch.randn_like(out) if out.dim() else torch.ones_like(out))
+        out.backward(grads[0])
+        for x in leaves:
+            x.grad = None
+
+    return run
+
+
+def profile(config: ModelConfig, batch: int, seq_len: int) -> list[dict[str, Any]]:
+    """Parts of one step of a model: name, seconds, how often, macs, bytes, floor in seconds and overhead."""
+    torch.manual_seed(0)
+    model = build(config).train()
+    tokens = torch.randint(0, config.vocab_size, (batch, seq_len))
+    found = _gpt2_parts(model, config, tokens) if config.family == "gpt2" else _our_parts(model, config, tokens)
+    found["head and loss"] = (_head(model, config, tokens), 1, _macs(model.head, model, config) * tokens.numel())
+    optimizer = adamw(model, TrainConfig())
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    found["clip and AdamW"] = (lambda: (nn.utils.clip_grad_norm_(model.parameters(), 1.0), optimizer.step()), 1, 0)
+    times = medians({name: run for name, (run, _, _) in found.items()}, rounds=5)
+    size = {"clip and AdamW": sum(p.numel() for p in model.parameters()) * 4 * 8}  # clip r/w g; AdamW r g,p,m,v w p,m,v
+    return [_part(name, times[name] * count, count, macs, size.get(name, 0)) for name, (_, count, macs) in found.items()]
+
+
+def _part(name: str, seconds: float, count: int, macs: int, size: int) -> dict[str, Any]:
+    floors = {"arithmetic": 3 * macs / limits()["bf16_macs_per_s"], "bytes": size / limits()["copy_bytes_per_s"]}
+    bound = max(floors, key=lambda k: floors[k])
+    return {"part": name, "seconds": round(seconds, 5), "times": count, "macs_forward": macs, "bytes": size,
+            "bound": bound, "floor_s": round(floors[bound], 5),
+            "overhead": round(seconds / floors[bound], 2) if floors[bound] else None}
+
+
+Parts = dict[str, tuple[Callable[[], Any], int, int]]  # name -> (run, how often a step, forward macs of all of them)
+
+
+def _our_parts(model: Any, config: ModelConfig, tokens: Tensor) -> Parts:
+    B, T = tokens.shape
+    D, n, K = config.d_model, tokens.numel(), config.head_dim
+    state, block = model.initial_state(B), model.blocks[0]
+    past = state.layers[0]
+    past.k, past.v, past.gate = past.k[:, :0], past.v[:, :0], past.gate[:, :0]
+    c = torch.nn.functional.layer_norm(torch.randn(B, T, D), (D,))
+    s, gate = (c >= 1).float(), torch.ones(B, T, dtype=torch.bool)
+    tables = rope_tables(torch.arange(T).expand(B, T), K, config.rope_base, torch.float32)
+    mixer, L = block.mixer, config.n_layers
+    seen = min(config.window + config.n_anchors, T / 2) * D  # keys a query sees on average, times width
+    mixing = 5 * D * D * n
+    return {
+        "encoder": (both_ways(lambda: model.encoder(tokens, state.v, None)[0]), 1, 0),
+        "mixer": (both_ways(lambda s, c: mixer(s, c, gate, tables, state.position, past)[0], s, c), L,
+                  int(L * (mixing + 2 * seen * n))),
+        "ffn": (both_ways(block.ffn, c), L, L * 2 * D * config.d_ff * n),
+        "block spikes": (both_ways(block.spike, c), L, 0),
+    }
+
+
+def _gpt2_parts(model: Any, config: ModelConfig, tokens: Tensor) -> Parts:
+    D, n, T, L = config.d_model, tokens.numel(), tokens.shape[1], config.n_layers
+    block, x = model.transformer.h[0], torch.randn(*tokens.shape, D)
+    attention = lambda x: block.attn(block.ln_1(x))[0]  # noqa: E731
+    return {
+        "embedding": (both_ways(lambda: model.transformer.wte(tokens) + model.transformer.wpe(torch.arange(T))), 1, 0),
+        "mixer": (both_ways(attention, x), L, int(L * n * (4 * D * D + T * D))),
+        "ffn": (both_ways(lambda x: block.mlp(block.ln_2(x)), x), L, L * 2 * D * config.d_ff * n),
+    }
+
+
+def _head(model: Any, config: ModelConfig, tokens: Tensor) -> Callable[[], None]:
+    def loss(c: Tensor) -> Tensor:
+        features, weights, bias = model.head.terms(c)
+        return linear_cross_entropy(features, weights, tokens, bias, 1e-4)[0]
+
+    return both_ways(loss, torch.randn(*tokens.shape, config.d_model))
+
+
+def _macs(head: Any, model: Any, config: ModelConfig) -> int:
+    """Forward multiply-accumulates a token of the head."""
+    with torch.no_grad():
+        features, weights, _ = head.terms(torch.zeros(1, config.d_model))
+    inner = config.d_model * (config.d_model // 4) if len(features) > 1 else 0
+    return sum(w.numel() for w in weights) + inner

@@ -1,0 +1,145 @@
+"""`bench train`: training steps beside GPT-2, their peak memory, and where the time of a step goes.
+
+GPT-2 is `transformers.GPT2LMHeadModel` with SDPA and its own loss, as its users train it: same tokens, batch, bfloat16 autocast,
+dropout, clipping and fused AdamW. A second row puts GPT-2 into our training step, whose loss never holds all logits.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from symboliclight import plots
+from symboliclight.benchmarks import parts
+from symboliclight.benchmarks.harness import medians, row, write
+from symboliclight.config import ModelConfig, TrainConfig, preset
+from symboliclight.errors import InputError
+from symboliclight.model import build
+from symboliclight.optim import adamw
+from symboliclight.tokenizer import write_atomic
+from symboliclight.train.step import losses, step
+
+RECIPE = TrainConfig()
+
+
+def tokens_of(config: ModelConfig, batch: int, seq_len: int) -> Tensor:
+    """Fixed random tokens (batch, seq_len + 1)."""
+    return torch.randint(0, config.vocab_size, (batch, seq_len + 1), generator=torch.Generator().manual_seed(0))
+
+
+def at_length(name: str, seq_len: int) -> ModelConfig:
+    """A preset with room for `seq_len` tokens."""
+    config = preset(name)
+    return replace(config, max_seq_len=max(config.max_seq_len, seq_len))
+
+
+def our_step(name: str, batch: int, seq_len: int) -> Callable[[], object]:
+    """The step of `symboliclight train`."""
+    torch.manual_seed(0)
+    config = at_length(name, seq_len)
+    model = build(config).train()
+    optimizer, ids = adamw(model, RECIPE), tokens_of(config, batch, seq_len).numpy()
+    return lambda: step(model, optimizer, [(ids[:, :-1], ids[:, 1:])], RECIPE, RECIPE.lr)
+
+
+def transformers_step(name: str, batch: int, seq_len: int) -> Callable[[], object]:
+    """The same step written with `transformers` alone."""
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = at_length(name, seq_len)
+    wrapped: Any = build(config)
+    model = GPT2LMHeadModel(wrapped.transformer.config).train()
+    optimizer, ids = adamw(model, RECIPE), tokens_of(config, batch, seq_len)[:, :-1]
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip)
+        optimizer.step()
+
+    return run
+
+
+STEPS = {"ours": our_step, "transformers": transformers_step}
+
+
+def peak_bytes(kind: str, name: str, batch: int, seq_len: int) -> int:
+    """Peak resident memory of two steps in a process of their own, above what it had before the model was built."""
+    code = ("import torch, transformers.models.gpt2, symboliclight.benchmarks.train as t\n"
+            "from symboliclight.benchmarks.harness import peak_memory\n"
+            f"torch.set_num_threads({torch.get_num_threads()}); before = peak_memory(reset=True)\n"
+            f"run = t.STEPS[{kind!r}]({name!r}, {batch}, {seq_len}); run(); run()\nprint(peak_memory() - before)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"bench train: a step of {name} failed in its own process: {done.stderr.strip()[-300:]}")
+    return int(done.stdout.split()[-1])
+
+
+def check(name: str) -> None:
+    """The training loss and its gradients must be those of the torch forms in float32."""
+    from symboliclight.ops.native import torch_forms
+
+    config = replace(preset(name), dropout=0.0)
+    tokens, exact = tokens_of(config, 2, 96), replace(RECIPE, precision="float32")
+    found = []
+    for form in (nullcontext, torch_forms):
+        torch.manual_seed(0)
+        model = build(config).train()
+        with form():
+            loss, _ = losses(model, tokens[:, :-1], tokens[:, 1:], exact)
+            loss.backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        found.append((float(loss.detach()), float(norm)))
+    if any(abs(a / b - 1) > 1e-4 for a, b in zip(*found, strict=True)):
+        raise InputError(f"bench train: native and torch forms disagree ({found}); nothing was measured")
+
+
+def versus(ours: str, rival: str, batch: int, seq_len: int, targets: tuple[float, float], rounds: int) -> list[dict]:
+    """Rows of one comparison: speed against transformers and against our own step of GPT-2, and memory."""
+    times = medians({
+        "ours": our_step(ours, batch, seq_len), "transformers": transformers_step(rival, batch, seq_len),
+        "gpt2 in our step": our_step(rival, batch, seq_len)}, rounds)
+    rates = {name: batch * seq_len / t for name, t in times.items()}
+    what = f"training step, {ours} against {rival}, T {seq_len}, batch {batch}, bf16"
+    memory = {kind: peak_bytes(kind, name, batch, seq_len) / 2**20
+              for kind, name in (("ours", ours), ("transformers", rival))}
+    return [
+        row(f"{what}, transformers", "tokens/s", rates["ours"], rates["transformers"],
+            rates["ours"] / rates["transformers"], targets[0]),
+        row(f"{what}, GPT-2 in our own step", "tokens/s", rates["ours"], rates["gpt2 in our step"],
+            rates["ours"] / rates["gpt2 in our step"]),
+        row(f"peak memory of that step, {ours} against {rival}, T {seq_len}", "MiB", memory["ours"],
+            memory["transformers"], memory["transformers"] / memory["ours"], targets[1]),
+    ]
+
+
+def run(directory: Path, quick: bool = False) -> Path:
+    """Measure and write results/bench-train.json and its chart; `quick` takes small models to test the benchmark."""
+    small = 1 / 0.9  # at most 0.9 of GPT-2's memory
+    plan = [("tiny", "gpt2-tiny", 2, 64, (1.3, small), 3)] if quick else [
+        ("mini", "gpt2-mini", 8, 512, (1.3, small), 9),
+        ("v1-194m", "gpt2-201m", 4, 512, (1.3, small), 5),
+        ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 5),
+    ]
+    check("tiny")
+    rows = [r for ours, rival, batch, seq_len, targets, rounds in plan
+            for r in versus(ours, rival, batch, seq_len, targets, rounds)]
+    chosen, batch, seq_len = ("tiny", 2, 64) if quick else ("v1-194m", 4, 512)
+    rival = "gpt2-tiny" if quick else "gpt2-201m"
+    profile = {name: parts.profile(at_length(name, seq_len), batch, seq_len) for name in (chosen, rival)}
+    limits = parts.limits()
+    path = write("train", rows, directory, threads=torch.get_num_threads(), quick=quick, batch=batch, seq_len=seq_len,
+                 limits=limits, parts=profile)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    write_atomic(directory / "bench-train.svg", plots.plot_parts(stored["parts"]))
+    return path
