@@ -85,7 +85,8 @@ def test_spikes_are_those_of_the_torch_model():
     model = random_model()
     tokens, active = tokens_of((2, 40)), []
     for module in spike_sites(model).values():
-        module.register_forward_hook(lambda m, i, out: active.append(int((out[0] if type(out) is tuple else out).sum())))
+        module.register_forward_hook(
+            lambda m, i, out: active.append(int((out[0] if type(out) is tuple else out).sum())))
     with torch.no_grad():
         model(torch.from_numpy(tokens))
     engine = engine_of(model)

@@ -68,7 +68,7 @@ def _entry(name: str, value: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
             raise ValueError(f"tensor {name!r} has a shape or offsets that are not natural numbers")
-    if value["dtype"] not in DTYPES:
+    if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
         raise ValueError(f"tensor {name!r} has dtype {str(value['dtype'])[:20]!r}, known are {', '.join(DTYPES)}")
     dtype = DTYPES[value["dtype"]]
     if len(offsets) != 2 or len(shape) > 8 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:

@@ -10,15 +10,17 @@ import numpy as np
 
 from symboliclight import checkpoint
 from symboliclight.config import ModelConfig, from_dict, load_json
+from symboliclight.engine.pack import Precision
 from symboliclight.engine.state import State, check, initial_state
-from symboliclight.engine.weights import Weights, read
+from symboliclight.engine.weights import Weights, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
+from symboliclight.tokenizer import Tokenizer
 
 ROWS = 256  # tokens that share one reading of the weights
 SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine.hpp
 
 
-def load(directory: str | Path, precision: str | None = None, threads: int | None = None,
+def load(directory: str | Path, precision: Precision | None = None, threads: int | None = None,
          sparse: bool = True) -> "Engine":
     """The engine of a checkpoint, or of a folder that `symboliclight export` wrote.
 
@@ -27,10 +29,25 @@ def load(directory: str | Path, precision: str | None = None, threads: int | Non
     Raises `InputError` if a file is missing or damaged, or was exported at another precision.
     """
     directory = checkpoint.locate(directory)
-    file = directory / checkpoint.CONFIG
-    config = from_dict(ModelConfig, load_json(file).get("model"), str(file))
+    config = _config(directory)
     weights = read(directory / checkpoint.MODEL, config, precision, sparse)
     return Engine(config, weights, threads)
+
+
+def export(directory: str | Path, out: str | Path, precision: Precision) -> None:
+    """Write a folder with the weights of a checkpoint as the runtime takes them at `precision`, ready to be mapped.
+
+    Raises `InputError` if the checkpoint is missing or damaged, was exported before, or `out` cannot be written.
+    """
+    directory = checkpoint.locate(directory)
+    config = _config(directory)
+    tensors = read_checkpoint(directory / checkpoint.MODEL, config)
+    checkpoint.save(out, config, exported_tensors(config, tensors, precision), Tokenizer.load(directory))
+
+
+def _config(directory: Path) -> ModelConfig:
+    file = directory / checkpoint.CONFIG
+    return from_dict(ModelConfig, load_json(file).get("model"), str(file))
 
 
 @dataclass
@@ -89,19 +106,27 @@ class Engine:
         if tokens.ndim != 2 or not tokens.size:
             raise InputError(f"tokens must be (B, T) with at least one token, got shape {tokens.shape}")
         if tokens.min() < 0 or tokens.max() >= self.config.vocab_size:
-            raise InputError(f"token ids must be in 0..{self.config.vocab_size - 1}, got {tokens.min()}..{tokens.max()};"
-                             " use the tokenizer of this model")
+            raise InputError(f"token ids must be in 0..{self.config.vocab_size - 1}, got {tokens.min()}.."
+                             f"{tokens.max()}; use the tokenizer of this model")
         return tokens
 
     def _read(self, tokens: np.ndarray, state: State | None, logits: np.ndarray) -> State:
         """Advance through all tokens, a block of rows at a time, so that Ctrl-C is heard between blocks."""
-        B, T = tokens.shape
+        B = len(tokens)
         if state is None:
             state = self.initial_state(B)
         else:
             check(state.arrays(), self.config, "the state", B)
-        state = state.take()
-        arrays = state.arrays()
+        new = state.take()
+        try:
+            self._advance(tokens, new, logits)
+        except BaseException:  # Ctrl-C: the caller may go on from what was read
+            state.taken = False
+            raise
+        return new
+
+    def _advance(self, tokens: np.ndarray, state: State, logits: np.ndarray) -> None:
+        arrays, (B, T) = state.arrays(), tokens.shape
         step = T if self.config.exit_entropy is not None else max(1, ROWS // B)  # an exit looks at the whole call
         for first in range(0, T, step):
             part = np.ascontiguousarray(tokens[:, first : first + step])
@@ -114,7 +139,6 @@ class Engine:
             self._native.forward(part, **arrays, logits=target, all=True)
             if target is not whole:
                 whole[:] = target
-        return state
 
     def _count(self, position: np.ndarray, length: int) -> None:
         at = position[:, None] + np.arange(length)

@@ -89,15 +89,15 @@ def vector_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read(file: Path, config: ModelConfig, precision: str | None, sparse: bool) -> Weights:
+def read(file: Path, config: ModelConfig, precision: Precision | None, sparse: bool) -> Weights:
     """Map and check a weight file, and bring it into the layouts of `precision`."""
     if precision is not None and precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     tensors, _ = map_tensors(file)
     _check_config(config, len(tensors), file)
-    exported = next((p for p in PRECISIONS if f"encoder.embedding.weight.{p}" in tensors), None)
+    exported = _exported(tensors)
     if exported is None:
-        return from_tensors(config, tensors, precision or "float32", sparse, file)  # type: ignore[arg-type]
+        return from_tensors(config, tensors, precision or "float32", sparse, file)
     if precision not in (None, exported) or not sparse:
         raise InputError(f"{file} was exported at {exported}; load it as it is, or use the checkpoint it was made from")
     expected = {name: SimpleNamespace(dtype=dtype, shape=shape)
@@ -107,15 +107,33 @@ def read(file: Path, config: ModelConfig, precision: str | None, sparse: bool) -
     return _assemble(config, tensors, exported, True)
 
 
-def from_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision = "float32",
-                 sparse: bool = True, file: Path = Path("weights")) -> Weights:
-    """Weights from the float32 tensors of a checkpoint; `file` is named in errors."""
+def read_checkpoint(file: Path, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The float32 tensors of a checkpoint, checked and mapped."""
+    tensors, _ = map_tensors(file)
+    _check_config(config, len(tensors), file)
+    if _exported(tensors) is not None:
+        raise InputError(f"{file} is already exported; export from the checkpoint it was made from")
+    _check_checkpoint(config, tensors, file)
+    return tensors
+
+
+def _exported(tensors: Mapping[str, np.ndarray]) -> Precision | None:
+    return next((p for p in PRECISIONS if f"encoder.embedding.weight.{p}" in tensors), None)
+
+
+def _check_checkpoint(config: ModelConfig, tensors: Mapping[str, np.ndarray], file: Path) -> None:
     shapes = {p.name: (p.outs, p.ins) for p in places(config)} | vector_shapes(config)
     shapes["encoder.embedding.weight"] = (config.vocab_size, config.d_model)
     float32 = np.dtype(np.float32)
     expected = {name: SimpleNamespace(dtype=float32, shape=shape) for name, shape in shapes.items()}
     checkpoint.check_tensors(file, tensors, expected)
     _check_finite(file, tensors)
+
+
+def from_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision = "float32",
+                 sparse: bool = True, file: Path = Path("weights")) -> Weights:
+    """Weights from the float32 tensors of a checkpoint; `file` is named in errors."""
+    _check_checkpoint(config, tensors, file)
     return _assemble(config, exported_tensors(config, tensors, precision, sparse), precision, sparse)
 
 

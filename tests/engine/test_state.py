@@ -1,0 +1,86 @@
+"""State: constant size, fork, batch, rows, save and restore; a state is used once."""
+
+import os
+
+import numpy as np
+import pytest
+
+import symboliclight.engine
+from symboliclight.engine import State
+from symboliclight.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def engine(small_checkpoint):
+    return symboliclight.engine.load(small_checkpoint, threads=2)
+
+
+def test_a_saved_state_goes_on_with_the_same_bits(engine, tmp_path):
+    tokens = np.arange(60)[None]
+    whole, _ = engine(tokens)
+    _, state = engine(tokens[:, :37])
+    state.save(tmp_path / "state")
+    restored = State.load(tmp_path / "state", engine.config)
+    np.testing.assert_array_equal(engine(tokens[:, 37:], restored)[0], whole[:, 37:])
+    np.testing.assert_array_equal(engine(tokens[:, 37:], state)[0], whole[:, 37:])
+
+
+def test_the_size_does_not_depend_on_the_length(engine):
+    _, short = engine(np.zeros((1, 3), np.int64))
+    _, long = engine(np.zeros((1, 600), np.int64))
+    assert short.nbytes == long.nbytes
+
+
+def test_forks_do_not_disturb_each_other(engine):
+    _, state = engine(np.arange(30)[None])
+    a, b = np.array([[5, 6]]), np.array([[7, 8]])
+    fork = state.copy()
+    first, _ = engine(a, state)
+    second, _ = engine(b, fork)
+    np.testing.assert_array_equal(first[0], engine(np.append(np.arange(30), a)[None])[0][0, 30:])
+    np.testing.assert_array_equal(second[0], engine(np.append(np.arange(30), b)[None])[0][0, 30:])
+
+
+def test_a_state_that_was_advanced_is_refused(engine):
+    _, state = engine(np.arange(5)[None])
+    engine(np.array([[1]]), state)
+    with pytest.raises(InputError, match="copy"):
+        engine(np.array([[1]]), state)
+
+
+def test_batches_are_put_together_and_taken_apart(engine):
+    states = [engine(np.arange(n)[None])[1] for n in (3, 20, 50)]
+    both = State.batch(states).rows([2, 0])
+    logits, _ = engine(np.array([[9], [9]]), both)
+    np.testing.assert_array_equal(logits[0], engine(np.array([[9]]), states[2])[0][0])
+    np.testing.assert_array_equal(logits[1], engine(np.array([[9]]), states[0])[0][0])
+
+
+def test_a_damaged_or_foreign_state_is_refused(engine, tmp_path):
+    _, state = engine(np.arange(5)[None])
+    file = tmp_path / "state"
+    for change in ({"v": state.v[:, :-1]}, {"h": np.full_like(state.h, np.nan)}, {"position": np.array([2**60])},
+                   {"k": state.k.astype(np.float64)}):
+        try:
+            State(**state.arrays() | change).save(file)
+            with pytest.raises(InputError):
+                State.load(file, engine.config)
+        finally:
+            file.unlink()
+    state.save(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="damaged"):
+        State.load(file, engine.config)
+    with pytest.raises(InputError, match="sequences"):
+        engine(np.zeros((2, 1), np.int64), state)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_computes_the_same(engine):
+    expected = engine(np.arange(9)[None])[0]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(engine(np.arange(9)[None])[0], expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(engine(np.arange(9)[None])[0], expected)
