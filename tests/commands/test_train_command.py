@@ -84,12 +84,15 @@ def test_help_comes_without_torch():
 def test_a_run_prints_its_figures_and_goes_on_with_out_alone(small_shards, tmp_path, capsys):
     out = tmp_path / "run"
     args = parse("--data", small_shards.path, "--out", out, "--tokens", 256, "--batch-size", 2, "--seq-len", 32,
-                 "--set", "model.d_model=64", "--set", "model.head_dim=16", "--set", "model.d_ff=16", "--set", "model.n_layers=1",
-                 "--device", "cpu")
+                 "--set", "model.d_model=64", "--set", "model.head_dim=16", "--set", "model.d_ff=16",
+                 "--set", "model.n_layers=1", "--device", "cpu")
     assert args.run(args) == 0
     assert "4 of 4 steps, 256 tokens" in capsys.readouterr().out
-    args = parse("--out", out, "--json")
-    assert args.run(args) == 0
-    result = json.loads(capsys.readouterr().out)
+    for words in (["--json"], ["--data", small_shards.path, "--tokens", 256, "--json"]):
+        again = parse("--out", out, *words)
+        assert again.run(again) == 0
+        result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 4 and set(result["validation"]["domains"]) == {"chinese", "english"}
     assert result["best"] == result["validation"]["nats_per_token"]
+    other = parse("--out", out, "--lr", 0.5)
+    refused(r"train\.lr was 0\.0003, now 0\.5", other.run, other)

@@ -74,25 +74,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def configure(args: argparse.Namespace) -> RunConfig:
-    """The run that the options describe; without any, the run that the folder holds (its data may have moved)."""
-    fields = _fields(args)
+    """The run that the options describe; they change --config, else the run that --out holds, else the defaults."""
     stored = Path(args.out) / "run.json"
-    if not (fields or args.preset or args.config) and stored.exists():
-        known = _read(stored)
-        return replace(known, data=replace(known.data, directory=args.data or known.data.directory))
-    base = to_dict(_read(Path(args.config)) if args.config else RunConfig(model=preset("tiny")))
+    source = args.config or (stored if stored.exists() and not args.preset else None)
+    base = to_dict(_read(Path(source)) if source else RunConfig(model=preset("tiny")))
     if args.preset:
         base["model"] = to_dict(preset(args.preset))
     if args.data:
         base["data"]["directory"] = args.data
     if not base["data"]["directory"]:
         raise InputError("--data is missing: name a folder of token shards, written by `symboliclight corpus shards`")
-    if args.preset or not args.config:
+    if args.preset or not source:
         base["model"]["vocab_size"] = Shards.open(base["data"]["directory"]).vocab_size
+    fields = _fields(args)
     for name, value in fields.items():
         _put(base, name, value)
     config = from_dict(RunConfig, base, "options")
-    return config if args.config else _fit(config, fields)
+    return config if source else _fit(config, fields)
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from symboliclight.optim import adamw, learning_rate, load_state_tensors, state_
 from symboliclight.train import folder
 from symboliclight.train.folder import Progress
 from symboliclight.train.log import Log, progress_bar
-from symboliclight.train.runtime import choose_device, deterministic, random_state, set_random_state, stop_on_signal
+from symboliclight.train.runtime import (
+    choose_device,
+    deterministic,
+    keep_freed_memory,
+    random_state,
+    set_random_state,
+    stop_on_signal,
+)
 from symboliclight.train.step import StepResult, step
 from symboliclight.train.validate import SPLIT, validate, validation_domains
 
@@ -60,6 +67,7 @@ def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device:
     not fit the configuration, the disk is full, or the loss diverges more than `train.max_rollbacks` times.
     """
     directory = Path(directory)
+    keep_freed_memory()
     with deterministic(), stop_on_signal() as stop, progress_bar(progress) as bar:
         trainer = _Trainer(run, directory, choose_device(device), tensorboard)
         trainer.open(resume)

@@ -1,11 +1,12 @@
 """What a run needs of the process it lives in: a device, determinism, random states, signals."""
 
 import base64
+import contextlib
+import ctypes
 import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from symboliclight.errors import InputError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
 def choose_device(name: str) -> torch.device:
@@ -26,7 +29,7 @@ def choose_device(name: str) -> torch.device:
                      + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count())))
 
 
-@contextmanager
+@contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     """Deterministic kernels wherever they exist; the earlier settings are restored."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -39,6 +42,18 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(mode)
         settings.fill_uninitialized_memory = fill
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the rest of the process; other C libraries are left as they are.
+
+    By default it returns every large tensor to the system, which hands it out again page by page, filled with zeros:
+    45,000 page faults a step of `mini`, a tenth of its time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def random_state(device: torch.device) -> dict[str, str]:
@@ -60,7 +75,7 @@ def _bytes(text: str) -> Tensor:
     return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.uint8).copy())
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets, once; a second signal does what it always does.
 
