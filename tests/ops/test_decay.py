@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from forms import LargestTensor, agree, both_dtypes, every_form, normal, scattered, three_lengths
+from forms import Made, agree, both_dtypes, every_form, normal, scattered, three_lengths
 
 from symboliclight.ops import decay_scan, decay_scan_loop
 from symboliclight.ops.decay import decay_backward, decay_backward_torch, decay_forward, decay_forward_torch
@@ -72,15 +72,17 @@ def test_gradients_are_those_of_finite_differences(T):
     assert torch.autograd.gradcheck(decay_scan, leaves)
 
 
-def test_memory_is_linear_in_length():
-    def largest(T):
+def test_work_and_memory_are_linear_in_length():
+    def made(T):
         u, decay, h0 = inputs(T)
-        with LargestTensor() as made:
+        with Made() as count:
             h, last = decay_forward_torch(u, decay, h0)
             decay_backward_torch(h, last, u, h, decay, h0)
-        return made.numel
+        return count
 
-    assert largest(4096) <= 4.2 * largest(1024)
+    short, long = made(1024), made(4096)
+    assert long.largest <= 4.1 * short.largest
+    assert long.total <= 4.4 * short.total
 
 
 @every_form

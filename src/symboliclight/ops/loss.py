@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 1024  # tokens whose logits exist at one time
+ROWS = 1024  # tokens whose logits exist at one time, in the dtype of the matrix products
+PART = 2**20  # logits whose float32 softmax exists at one time, so that it stays in cache
 
 
 def wide(x: Tensor) -> Tensor:
@@ -20,7 +21,8 @@ def wide(x: Tensor) -> Tensor:
 
 
 def linear_cross_entropy_loop(
-    features: Sequence[Tensor], weights: Sequence[Tensor], targets: Tensor, bias: Tensor | None = None, z_loss: float = 0.0
+    features: Sequence[Tensor], weights: Sequence[Tensor], targets: Tensor, bias: Tensor | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The specification of `linear_cross_entropy`: all logits at once, differentiated by autograd."""
     logits = sum(wide(F.linear(f.flatten(0, -2), w)) for f, w in zip(features, weights, strict=True))
@@ -29,80 +31,83 @@ def linear_cross_entropy_loop(
     kept = targets.flatten() >= 0
     lse = logits.logsumexp(-1)[kept]
     picked = logits.gather(-1, targets.flatten().clamp(min=0)[:, None])[:, 0][kept]
-    nll = (lse - picked).mean()
-    return nll + z_loss * lse.square().mean(), nll.detach()
+    count = kept.sum().clamp(min=1)
+    nll = (lse - picked).sum() / count
+    return nll + z_loss * lse.square().sum() / count, nll.detach()
 
 
 def linear_cross_entropy(
-    features: Sequence[Tensor], weights: Sequence[Tensor], targets: Tensor, bias: Tensor | None = None, z_loss: float = 0.0
+    features: Sequence[Tensor], weights: Sequence[Tensor], targets: Tensor, bias: Tensor | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Training loss and plain cross-entropy, both scalars in nats a token (float32); only the first has a gradient.
 
     Args: features f_k (..., D_k) and weights W_k (V, D_k) in pairs; targets (...) int64; bias (V,) or None.
-    The gradients are computed in the forward pass, chunk by chunk, in the autocast dtype with float32 softmax.
+    Without a target that counts, both are 0. The gradients are computed in the forward pass, chunk by chunk, in the
+    autocast dtype with float32 softmax.
     """
     dtype = features[0].dtype
     if torch.is_autocast_enabled(features[0].device.type):
         dtype = torch.get_autocast_dtype(features[0].device.type)
     flat = [f.flatten(0, -2) for f in features]
-    return _LinearCrossEntropy.apply(targets.flatten(), bias, z_loss, dtype, len(flat), *flat, *weights)
+    wanted = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(targets.flatten(), bias, z_loss, dtype, wanted, len(flat), *flat, *weights)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, targets, bias, z_loss, dtype, pairs, *tensors):  # type: ignore[override]
+    def forward(ctx, targets, bias, z_loss, dtype, wanted, pairs, *tensors):  # type: ignore[override]
         features, weights = tensors[:pairs], [w.to(dtype) for w in tensors[pairs:]]
-        wanted = any(ctx.needs_input_grad)
-        grads_f = [torch.empty_like(f) for f in features] if wanted else []
-        grads_w = [torch.zeros_like(w) for w in tensors[pairs:]] if wanted else []
-        grad_b = torch.zeros_like(bias) if wanted and bias is not None else None
-        count = (targets >= 0).sum().clamp(min=1)
-        total = wide(torch.zeros(2, dtype=dtype, device=targets.device))
+        grads_f = [torch.empty_like(f) for f in features]
+        grads_w: list[Tensor] = []
+        grad_b = None if bias is None else torch.zeros_like(bias)
+        scale = wide((targets >= 0).to(dtype))
+        scale = scale / scale.sum().clamp(min=1)
+        sums = scale.new_zeros(2)
         for start in range(0, len(targets), ROWS):
             rows = slice(start, start + ROWS)
             chunk = [f[rows].to(dtype) for f in features]
-            sums, grad = _rows(chunk, weights, targets[rows], bias, z_loss, count, wanted)
-            total += sums
+            logits = _logits(chunk, weights)
+            n = max(PART // logits.shape[1], 1)
+            for part in zip(logits.split(n), targets[rows].split(n), scale[rows].split(n), strict=True):
+                sums += _softmax_(*part, bias, z_loss, wanted)
             if not wanted:
                 continue
-            for k in range(pairs):
-                grads_f[k][rows] = grad @ weights[k]
-                grads_w[k] += grad.T @ chunk[k]
+            for grad_f, w in zip(grads_f, weights, strict=True):
+                grad_f[rows] = logits @ w
+            products = [wide(logits.T @ f) for f in chunk]
+            grads_w = [a.add_(b) for a, b in zip(grads_w, products, strict=True)] if grads_w else products
             if grad_b is not None:
-                grad_b += grad.sum(0, dtype=grad_b.dtype)
-        ctx.save_for_backward(*grads_f, *grads_w, *([] if grad_b is None else [grad_b]))
-        ctx.pairs = pairs
-        nll = total[0] / count
+                grad_b += logits.sum(0, dtype=grad_b.dtype)
+        grads_w = [g.to(w.dtype) for g, w in zip(grads_w, tensors[pairs:], strict=False)]
+        ctx.save_for_backward(grad_b, *grads_f, *grads_w)
+        nll = sums[0].clone()
         ctx.mark_non_differentiable(nll)
-        return nll + z_loss * total[1] / count, nll
+        return nll + z_loss * sums[1], nll
 
     @staticmethod
     def backward(ctx, grad, _):  # type: ignore[override]
-        saved = [None if not needed else g * grad for g, needed in _matched(ctx)]
-        n = 2 * ctx.pairs
-        return None, saved[n] if len(saved) > n else None, None, None, None, *saved[:n]
+        grad_b, *grads = (None if g is None else g * grad for g in ctx.saved_tensors)
+        return None, grad_b, None, None, None, None, *grads
 
 
-def _matched(ctx):
-    """Saved gradients (features, weights, bias) with whether autograd wants each."""
-    needed = list(ctx.needs_input_grad[5:]) + [ctx.needs_input_grad[1]]
-    return zip(ctx.saved_tensors, needed, strict=False)
+def _logits(features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    logits = F.linear(features[0], weights[0])
+    for f, w in zip(features[1:], weights[1:], strict=True):
+        logits.addmm_(f, w.T)
+    return logits
 
 
-def _rows(chunk, weights, targets, bias, z_loss, count, wanted):
-    """Sums (nll, lse²) of a chunk of rows and, if wanted, the gradient of its logits in the matrix dtype."""
-    logits = F.linear(chunk[0], weights[0])
-    for f, w in zip(chunk[1:], weights[1:], strict=True):
-        logits = torch.addmm(logits, f, w.T)
-    logits = wide(logits) if bias is None else wide(logits) + bias
-    kept = (targets >= 0).to(logits.dtype)
+def _softmax_(
+    logits: Tensor, targets: Tensor, scale: Tensor, bias: Tensor | None, z_loss: float, wanted: bool
+) -> Tensor:
+    """Weighted sums of nll and lse² over some rows (2,); turns `logits` into its gradient, in place, if wanted."""
+    x = wide(logits) if bias is None else wide(logits) + bias
     index = targets.clamp(min=0)[:, None]
-    lse = logits.logsumexp(-1)
-    nll = (lse - logits.gather(-1, index)[:, 0]) * kept
-    sums = torch.stack([nll.sum(), (lse.square() * kept).sum()])
-    if not wanted:
-        return sums, None
-    scale = kept / count
-    grad = logits.sub_(lse[:, None]).exp_().mul_((scale * (1 + 2 * z_loss * lse))[:, None])
-    grad.scatter_add_(-1, index, -scale[:, None])
-    return sums, grad.to(chunk[0].dtype)
+    log_p = x.log_softmax(-1)
+    nll = -log_p.gather(-1, index)[:, 0]
+    lse = x.gather(-1, index)[:, 0] + nll
+    if wanted:
+        grad = log_p.exp_().mul_((scale * (1 + 2 * z_loss * lse))[:, None])
+        logits.copy_(grad.scatter_add_(-1, index, -scale[:, None]))
+    return torch.stack([(nll * scale).sum(), (lse.square() * scale).sum()])

@@ -1,0 +1,33 @@
+"""Linear maps of binary inputs: every form against gather-and-add."""
+
+import pytest
+import torch
+from forms import agree, both_dtypes, close, every_form, normal, scattered
+
+from symboliclight.ops import event_linear, event_linear_loop
+
+
+@every_form
+@both_dtypes
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 63), (2, 1, 5)], ids=str)
+def test_outputs_are_those_of_the_loop(form, dtype, rate, shape):
+    spikes = (normal(*shape, 37).sigmoid() < rate if 0 < rate < 1 else torch.full((*shape, 37), rate > 0)).to(dtype)
+    weight = normal(29, 37, seed=1, dtype=dtype)
+    with form.active():
+        y = event_linear(spikes.to(form.device), weight.to(form.device))
+    assert y.dtype == dtype
+    close(y, event_linear_loop(spikes.double(), weight.double()), 1e-6 if dtype == torch.float32 else 2**-8)
+
+
+@every_form
+@both_dtypes
+def test_gradients_reach_silent_inputs_too(form, dtype):
+    """Towards the input the map is the plain product, or the surrogate of a silent neuron would learn nothing."""
+    spikes, weight = (normal(4, 65, 41) > 1).to(dtype), normal(33, 41, seed=1, dtype=dtype)
+    agree(form, event_linear, torch.nn.functional.linear, [scattered(spikes), scattered(weight)])
+
+
+@every_form
+def test_any_other_input_is_the_plain_product(form):
+    agree(form, event_linear, torch.nn.functional.linear, [normal(4, 65, 41), normal(33, 41, seed=1)])
