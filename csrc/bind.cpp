@@ -221,6 +221,17 @@ void window_backward(nb::handle grad_out, nb::handle q, nb::handle k, nb::handle
     });
 }
 
+void event_product(nb::handle s, nb::handle table, nb::handle out, bool by_columns, int threads) {
+    by_dtype(s, [&](auto element) {
+        using E = decltype(element);
+        int64_t R = sizes(s).of[0], M = sizes(s).of[1], N = sizes(table).of[1];
+        auto *s_ = data<E>(s, {R, M}, "s"), *table_ = data<E>(table, {by_columns ? R : M, N}, "table"),
+             *out_ = data<E>(out, {by_columns ? M : R, N}, "out");
+        nb::gil_scoped_release free;
+        kernels(element).event_product(R, M, N, by_columns, s_, table_, out_, threads);
+    });
+}
+
 std::vector<std::string> isas() {
     std::vector<std::string> names;
     for (const Isa* one : supported_isas()) names.emplace_back(one->name);
@@ -261,4 +272,5 @@ NB_MODULE(_native, m) {
     m.def("spike_backward", &spike_backward);
     m.def("window_forward", &window_forward);
     m.def("window_backward", &window_backward);
+    m.def("event_product", &event_product);
 }

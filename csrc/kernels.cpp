@@ -1,4 +1,5 @@
 // All kernels for the instruction set that the compiler flags of this object name.
+#include "events.hpp"
 #include "scan.hpp"
 #include "window.hpp"
 
@@ -8,7 +9,8 @@ namespace SYMBOLICLIGHT_ISA {
 template <class T>
 constexpr Kernels<T> table() {
     return {lif_forward<T>,   lif_backward<T>,   decay_forward<T>,  decay_backward<T>,
-            spike_forward<T>, spike_backward<T>, window_forward<T>, window_backward<T>};
+            spike_forward<T>, spike_backward<T>, window_forward<T>, window_backward<T>,
+            event_product<T>};
 }
 }  // namespace SYMBOLICLIGHT_ISA
 

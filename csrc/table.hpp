@@ -51,6 +51,9 @@ struct Kernels {
     void (*window_forward)(WindowShape, const T* q, WindowKeys<T>, T* out, int threads);
     void (*window_backward)(WindowShape, const T* grad_out, const T* q, WindowKeys<T>, T* grad_q, WindowGrads<T>,
                             int threads);
+    // By rows: out (R, N) = s (R, M) · table (M, N). By columns: out (M, N) = sᵀ · table (R, N).
+    void (*event_product)(int64_t R, int64_t M, int64_t N, bool by_columns, const T* s, const T* table, T* out,
+                          int threads);
 };
 
 struct Isa {

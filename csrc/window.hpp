@@ -6,39 +6,16 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 
 #include "cells.hpp"
 #include "parallel.hpp"
+#include "scratch.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
 inline int64_t columns(int64_t n) { return (n + SIDE - 1) / SIDE; }
-
-// Memory of one thread, kept between calls: a fresh allocation of this size costs more in page faults than it holds.
-class Scratch {
-public:
-    ~Scratch() { std::free(memory); }
-    void reserve(int64_t bytes) {
-        used = 0;
-        if (bytes <= size) return;
-        std::free(memory);
-        memory = std::aligned_alloc(64, size = (bytes + 63) / 64 * 64);
-        if (!memory) std::abort();
-    }
-    template <class T>
-    T* take(int64_t n) {
-        T* start = reinterpret_cast<T*>(static_cast<char*>(memory) + used);
-        used += (n * int64_t(sizeof(T)) + 63) / 64 * 64;
-        return start;
-    }
-
-private:
-    void* memory = nullptr;
-    int64_t size = 0, used = 0;
-};
 
 // One head of one sequence: its packed keys and the scores of the block at hand.
 template <class T>

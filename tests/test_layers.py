@@ -12,8 +12,8 @@ import symboliclight
 ROOT = Path(symboliclight.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors", "config", "tokenizer", "checkpoint", "provenance"},
-    {"ops"},
-    {"model", "data", "engine", "_native"},
+    {"ops", "_native"},
+    {"model", "data", "engine", "_engine"},
     {"sampling", "train", "optim", "distributed"},
     {"evaluate", "sparsity", "energy", "study", "report", "plots", "recipes", "interop", "benchmarks"},
     {"cli", "commands", "serve"},

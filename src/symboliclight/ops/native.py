@@ -26,9 +26,9 @@ except ImportError as error:  # a broken build is told apart from a missing one 
 else:
     _native.set_dtypes(torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
-NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16)
 _forced_torch = False
-_registered: list[str] = []
+_registered = ["window_attention", "event_linear"]
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def forms() -> dict[str, tuple[str, str]]:
 
 def takes(x: Tensor) -> bool:
     """Whether a native kernel serves this tensor now."""
-    return (_native is not None and not _forced_torch and x.dtype in NATIVE_DTYPES and x.device.type == "cpu"
+    return (_native is not None and not _forced_torch and x.dtype in DTYPES and x.device.type == "cpu"
             and x.numel() > 0)
 
 
@@ -71,6 +71,18 @@ def _on_cpu(op: Any, torch_form: Callable[..., Any]) -> Callable[[Callable[..., 
         return kernel
 
     return register
+
+
+def event_product(spikes: Tensor, table: Tensor, by_columns: bool = False) -> Tensor:
+    """spikes (R, M) @ table (M, N), or spikesᵀ @ table (R, N), by gathering what is active."""
+    out = torch.empty(spikes.shape[1 if by_columns else 0], table.shape[1], dtype=spikes.dtype)
+    _native.event_product(*_contiguous(spikes, table), out, by_columns, torch.get_num_threads())
+    return out
+
+
+def has_isa(name: str) -> bool:
+    """Whether native kernels are built and this machine has the instruction set."""
+    return _native is not None and name in _native.isas()
 
 
 def _new(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -97,8 +109,9 @@ def lif_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, grad_r0 = _new(v), _new(r0)
     grad_leak, grad_threshold = _new(r0, torch.float32), _new(r0, torch.float32)
-    _native.lif_backward(*_contiguous(grad_s, grad_r, v, r0, leak, threshold), grad_x, grad_r0, grad_leak, grad_threshold,
-                         alpha, clamp, gradient, learned, torch.get_num_threads())
+    inputs = _contiguous(grad_s, grad_r, v, r0, leak, threshold)
+    _native.lif_backward(*inputs, grad_x, grad_r0, grad_leak, grad_threshold, alpha, clamp, gradient, learned,
+                         torch.get_num_threads())
     return grad_x, grad_r0, grad_leak.sum(0).to(leak.dtype), grad_threshold.sum(0).to(threshold.dtype)
 
 
@@ -170,13 +183,13 @@ def _(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window):  # type
 
 @custom_op("symboliclight::window_attention_backward", mutates_args=(), device_types="cpu")
 def window_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor, anchor_gate: Tensor,
-    position: Tensor, window: int,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor,
+    anchor_gate: Tensor, position: Tensor, window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, anchor_k, anchor_v."""
     grads = _new(q), _new(k), _new(v), _new(anchor_k), _new(anchor_v)
-    _native.window_backward(*_contiguous(grad, q, k, v, gate, anchor_k, anchor_v, anchor_gate, position), *grads, window,
-                            torch.get_num_threads())
+    inputs = _contiguous(grad, q, k, v, gate, anchor_k, anchor_v, anchor_gate, position)
+    _native.window_backward(*inputs, *grads, window, torch.get_num_threads())
     return grads
 
 
@@ -196,4 +209,3 @@ def _differentiate_window(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 window_attention.register_autograd(_differentiate_window, setup_context=_save_window)
-_registered.append("window_attention")
