@@ -185,6 +185,14 @@ def test_the_newest_checkpoints_the_best_and_the_last_are_kept(run, tmp_path, mo
     assert model.config == run.model
 
 
+def test_a_validation_that_is_not_finite_is_never_the_best(run, tmp_path, monkeypatch):
+    nats = iter([float("nan"), 3.0, float("inf")])
+    monkeypatch.setattr(loop, "validate", lambda *_: {"nats_per_token": next(nats)})
+    assert go(run, tmp_path / "run").best == 3.0
+    assert os.readlink(tmp_path / "run" / "best") == "step-00000016"
+    assert [line["step"] for line in lines(tmp_path / "run", "validation")] == [16]
+
+
 def test_the_run_file_says_where_the_result_comes_from(run, tmp_path, small_shards):
     go(run, tmp_path / "run")
     body = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -229,3 +229,10 @@ def load_json(path: str | Path) -> dict[str, Any]:
     _require(isinstance(written, int), f"{path} has no format number; it is not a symboliclight config")
     _require(written <= FORMAT, f"{path} has format {written}, this version reads up to {FORMAT}; upgrade")
     return body
+
+
+def load_run(path: str | Path) -> RunConfig:
+    """The run in a JSON file with sections model, data and train, such as run.json; a missing one is the default."""
+    body = load_json(path)
+    known = [f.name for f in dataclasses.fields(RunConfig) if f.name in body]
+    return from_dict(RunConfig, {name: body[name] for name in known}, str(path))

@@ -1,14 +1,13 @@
 """`symboliclight train`: token shards -> checkpoints."""
 
 import argparse
-import dataclasses
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from symboliclight.commands.output import print_json, print_table
-from symboliclight.config import PRESETS, RunConfig, TrainConfig, from_dict, load_json, preset, to_dict
+from symboliclight.config import PRESETS, RunConfig, TrainConfig, from_dict, load_run, preset, to_dict
 from symboliclight.data import Shards
 from symboliclight.errors import InputError
 
@@ -77,7 +76,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
     """The run that the options describe; they change --config, else the run that --out holds, else the defaults."""
     stored = Path(args.out) / "run.json"
     source = args.config or (stored if stored.exists() and not args.preset else None)
-    base = to_dict(_read(Path(source)) if source else RunConfig(model=preset("tiny")))
+    base = to_dict(load_run(source) if source else RunConfig(model=preset("tiny")))
     if args.preset:
         base["model"] = to_dict(preset(args.preset))
     if args.data:
@@ -128,12 +127,6 @@ def _fit(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
         steps = train.tokens // (train.batch_size * train.accumulate * data.seq_len)
         train = replace(train, warmup_steps=min(train.warmup_steps, steps // 10))
     return replace(config, data=data, train=train)
-
-
-def _read(file: Path) -> RunConfig:
-    body = load_json(file)
-    known = {f.name for f in dataclasses.fields(RunConfig)}
-    return from_dict(RunConfig, {name: body[name] for name in known if name in body}, str(file))
 
 
 def _count(text: str) -> int:

@@ -6,7 +6,6 @@
     last, best      links to two of them, which stay as well
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from symboliclight import provenance
 from symboliclight.checkpoint import LAST
-from symboliclight.config import RunConfig, from_dict, load_json, to_dict
+from symboliclight.config import RunConfig, load_run, to_dict
 from symboliclight.errors import InputError
 
 RUN, BEST = "run.json", "best"
@@ -36,13 +35,6 @@ class Progress:
     seconds: float = 0.0  # spent in steps, over all sessions
     best: float | None = None  # lowest validation loss so far, nats
     validation: dict[str, Any] = field(default_factory=dict)  # the newest
-
-
-def read_run(directory: Path) -> RunConfig:
-    """The configuration of the run in `directory`."""
-    body = load_json(directory / RUN)
-    sections = {f.name: body.get(f.name) for f in dataclasses.fields(RunConfig)}
-    return from_dict(RunConfig, sections, str(directory / RUN))
 
 
 def write_run(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> None:
@@ -71,7 +63,7 @@ def known(directory: Path, run: RunConfig, resume: bool) -> bool:
 
 def _check_same(directory: Path, run: RunConfig) -> None:
     """The place of the data may change; its content is checked against the data cursor."""
-    old, new = _flat(to_dict(read_run(directory))), _flat(to_dict(run))
+    old, new = _flat(to_dict(load_run(directory / RUN))), _flat(to_dict(run))
     names = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name != "data.directory"]
     if names:
         shown = ", ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in names[:3])

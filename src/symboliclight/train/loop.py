@@ -177,8 +177,11 @@ class _Trainer:
     def _validate(self) -> bool:
         """Measure, log, and say whether this is the best so far."""
         p = self.progress
-        p.validation = validate(self.model, self.shards, self.tokenizer, self.run)
-        self.log.write("validation", p.step, trained_tokens=p.step * self.step_tokens, **p.validation)
+        figures = validate(self.model, self.shards, self.tokenizer, self.run)
+        if not math.isfinite(figures["nats_per_token"]):
+            return False  # the next step sees it as well and rolls back
+        p.validation = figures
+        self.log.write("validation", p.step, trained_tokens=p.step * self.step_tokens, **figures)
         if p.best is not None and p.validation["nats_per_token"] >= p.best:
             return False
         p.best = p.validation["nats_per_token"]
