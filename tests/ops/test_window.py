@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from forms import Made, agree, both_dtypes, close, every_form, normal, scattered, three_lengths
+from forms import NATIVE, Made, agree, both_dtypes, close, every_form, normal, scattered, three_lengths
 
-from symboliclight.ops import torch_forms, window_attention, window_attention_loop
+from symboliclight.ops import native, torch_forms, window_attention, window_attention_loop
 
 
 def inputs(T, R=0, A=4, position=None, dtype=torch.float32, B=2, H=2, K=8, open_=0.7):
@@ -158,3 +158,9 @@ def test_work_and_memory_are_linear_in_length():
     short, long = made(1024), made(4096)
     assert long.largest <= 4.1 * short.largest
     assert long.total <= 4.4 * short.total
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native build here")
+def test_registration_is_sound():
+    tensors = [t.requires_grad_(t.is_floating_point()) for t in inputs(5, R=3)]
+    torch.library.opcheck(native.window_attention, (*tensors, 3))

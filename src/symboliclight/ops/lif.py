@@ -121,11 +121,15 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, r0, leak, threshold, alpha, clamp, gradient = inputs
     ctx.save_for_backward(output[1], r0, leak, threshold)
     ctx.options = alpha, clamp, gradient
+    ctx.set_materialize_grads(False)  # v has no gradient, and zeros for it would cost as much as the scan
 
 
 def _differentiate(ctx, grad_s, _, grad_r):  # type: ignore[no-untyped-def]
+    v, r0, leak, threshold = ctx.saved_tensors
+    grad_s = torch.zeros_like(v) if grad_s is None else grad_s
+    grad_r = torch.zeros_like(r0) if grad_r is None else grad_r
     learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-    return *lif_backward(grad_s, grad_r, *ctx.saved_tensors, *ctx.options, learned), None, None, None
+    return *lif_backward(grad_s, grad_r, v, r0, leak, threshold, *ctx.options, learned), None, None, None
 
 
 lif_forward.register_autograd(_differentiate, setup_context=_save)
