@@ -28,7 +28,8 @@ def commands() -> list[str]:
 
 
 def test_tables_agree_with_results():
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "fill_docs.py"), "--check"], capture_output=True, text=True)
+    check = [sys.executable, str(ROOT / "tools" / "fill_docs.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -45,7 +46,7 @@ def test_shown_commands_parse(command):
     assert callable(args.run)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", PAGES[0].read_text(encoding="utf-8")))))
 def test_make_targets_of_the_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 

@@ -19,7 +19,8 @@ FLOORS: list[set[str]] = [
     {"cli", "commands", "serve"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-NO_TORCH = ["config", "tokenizer", "checkpoint", "data", "data.corpus", "data.shards", "data.batches", "sampling", "cli"]
+NO_TORCH = ["config", "tokenizer", "checkpoint", "data", "data.corpus", "data.shards", "data.batches", "engine",
+            "sampling", "cli"]
 
 
 def imports(path: Path) -> set[str]:

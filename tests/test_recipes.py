@@ -58,5 +58,6 @@ def test_a_second_demo_in_the_same_folder_trains_nothing_again_and_finds_the_sam
 
 
 def test_sentence_ends_where_a_sentence_ends(small_tokenizer):
-    assert sentence("One. Two is longer! And this is cut somewhere in the middle of it", small_tokenizer, 30).endswith(("!", "."))
+    text = "One. Two is longer! And this is cut somewhere in the middle of it"
+    assert sentence(text, small_tokenizer, 30).endswith(("!", "."))
     assert "\ufffd" not in sentence("却说曹操引兵出关", small_tokenizer, 3)

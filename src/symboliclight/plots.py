@@ -83,7 +83,9 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], form: str = "svg") -> byt
     with style() as plt:
         figure, axes = plt.subplots(figsize=(9, 3.6))
         for colour, (label, points) in zip(COLOURS, runs.items(), strict=False):
-            for event, look in (("train", {"lw": 0.8, "alpha": 0.5}), ("validation", {"marker": "o", "ms": 4, "label": label})):
+            looks: dict[str, dict[str, Any]] = {
+                "train": {"lw": 0.8, "alpha": 0.5}, "validation": {"marker": "o", "ms": 4, "label": label}}
+            for event, look in looks.items():
                 chosen = [(p["tokens"], p["nats"]) for p in points if p["event"] == event]
                 if chosen:
                     axes.plot(*zip(*chosen, strict=True), color=colour, **look)
@@ -94,11 +96,11 @@ def plot_losses(runs: dict[str, list[dict[str, Any]]], form: str = "svg") -> byt
 
 
 def plot_parts(profiles: dict[str, list[dict[str, Any]]], form: str = "svg") -> bytes:
-    """Seconds of each part of a training step, with its floor. `profiles`: model -> what `benchmarks.parts` measured."""
+    """Seconds of each part of a training step, with its floor. `profiles`: model -> parts (`benchmarks.parts`)."""
     with style() as plt:
         figure, axes = plt.subplots(figsize=(9, 0.5 + 0.45 * sum(len(p) for p in profiles.values())))
-        rows = [(f"{model}: {p['part']}", p, colour) for (model, parts), colour in zip(profiles.items(), COLOURS, strict=False)
-                for p in parts]
+        rows = [(f"{model}: {p['part']}", p, colour)
+                for (model, parts), colour in zip(profiles.items(), COLOURS, strict=False) for p in parts]
         for y, (_, part, colour) in enumerate(rows):
             axes.barh(y, part["seconds"], color=colour)
             axes.plot([part["floor_s"]] * 2, [y - 0.4, y + 0.4], color="black", lw=2)

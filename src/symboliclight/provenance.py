@@ -26,12 +26,6 @@ def machine() -> dict[str, Any]:
     info = _cpuinfo()
     flags = set(str(info.get("flags", info.get("Features", ""))).split())
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
-    versions = {}
-    for package in ("torch", "transformers", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
         "instructions": [f for f in wanted if f in flags],
@@ -39,7 +33,8 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **versions,
+        **{p.metadata["Name"]: p.version for p in importlib.metadata.distributions()
+           if p.metadata["Name"] in ("torch", "transformers", "numpy")},
     }
 
 

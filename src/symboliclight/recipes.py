@@ -104,8 +104,8 @@ def _existing(read: Callable[[Path], Any], path: Path) -> Any:
 def run_config(name: str, shards: Shards, options: Demo, lr: float) -> RunConfig:
     """The training run of one of the two models."""
     model = replace(preset(name), vocab_size=shards.vocab_size)
-    recipe = TrainConfig(tokens=options.tokens, batch_size=16, lr=lr, min_lr=lr / 20, warmup_steps=40, seed=options.seed,
-                         log_every=5, eval_every=100, eval_tokens=8192, save_every=100, keep=1)
+    recipe = TrainConfig(tokens=options.tokens, batch_size=16, lr=lr, min_lr=lr / 20, warmup_steps=40,
+                         seed=options.seed, log_every=5, eval_every=100, eval_tokens=8192, save_every=100, keep=1)
     return RunConfig(model, DataConfig(str(shards.path), {}, model.max_seq_len), recipe)
 
 
@@ -122,7 +122,7 @@ def rasters(model: Any, tokenizer: Tokenizer, corpus: Corpus) -> list[dict[str, 
     found = []
     for language, domain in SENTENCES.items():
         text = sentence(next(corpus.documents(domain, "validation")), tokenizer)
-        caption = f"{language}, from a held-out document: {text} A mark is a spike; 48 evenly chosen units of each site."
+        caption = f"{language}, from a held-out document: {text} Each mark is a spike; 48 evenly chosen units a site."
         found.append({"caption": caption, "text": text, "svg": raster_svg(raster(model, tokenizer, text))})
     return found
 

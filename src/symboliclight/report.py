@@ -15,7 +15,7 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line) }
 table { border-collapse: collapse; width: 100% } td, th { padding: .3rem .6rem; border-bottom: 1px solid var(--line) }
 td { text-align: right; font-variant-numeric: tabular-nums } th, td:first-child { text-align: left }
-figure { margin: 1rem 0; overflow-x: auto; background: #fff; color: #222; border: 1px solid var(--line); padding: .5rem }
+figure { margin: 1rem 0; padding: .5rem; overflow-x: auto; background: #fff; color: #222; border: 1px solid #8884 }
 figure svg { max-width: 100%; height: auto } figcaption { color: #555; font-size: .9rem }
 pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-left: 3px solid var(--accent) }
 .note { color: #888; font-size: .9rem }
@@ -26,7 +26,7 @@ def write_report(path: Path, result: dict[str, Any]) -> None:
     """Write the page of a comparison.
 
     `result`: {title, lead, runs: [{label, parameters, tokens_per_second, eval}], rasters: [{caption, svg}], loss_svg,
-    sparsity_svg, samples: [{label, prompt, text}], commit, machine, seed, data_hash}; `eval` is what `evaluate` returns.
+    sparsity_svg, samples: [{label, prompt, text}], commit, machine, seed, data_hash}; `eval` as from `evaluate`.
     """
     parts = [
         f"<h1>{html.escape(result['title'])}</h1><p>{html.escape(result['lead'])}</p>",
@@ -34,8 +34,9 @@ def write_report(path: Path, result: dict[str, Any]) -> None:
         "<h2>Learning</h2>" + _figure(result["loss_svg"], "Cross-entropy of training batches (thin) and of held-out "
                                       "text (dots) against tokens read. Lower is better."),
         "<h2>By domain</h2>" + domain_table(result["runs"]),
-        "<h2>Who is silent</h2>" + _figure(result["sparsity_svg"], "Silent fraction of every spike site on held-out text. "
-                                           "Sites differ, so no single number stands for the model."),
+        "<h2>Who is silent</h2>" + _figure(
+            result["sparsity_svg"], "Silent fraction of every spike site on held-out text. "
+            "Sites differ, so no single number stands for the model."),
         "<h2>Spikes of a sentence</h2>" + "".join(_figure(r["svg"], r["caption"]) for r in result["rasters"]),
         "<h2>Samples</h2>" + "".join(_sample(s) for s in result["samples"]),
         f"<p class=note>{html.escape(_provenance(result))}</p>",
@@ -48,13 +49,14 @@ def write_report(path: Path, result: dict[str, Any]) -> None:
 
 def comparison_rows(runs: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of the comparison, one row a model."""
-    head = ("model", "parameters", "perplexity", "bits/byte", "silent activations", "training tokens/s")
-    rows = []
+    head: tuple[str, ...] = ("model", "parameters", "perplexity", "bits/byte", "silent activations",
+                             "training tokens/s")
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         mean = run["eval"]["mean"]["token_weighted"]
         silent = ", ".join(f"{kind} {x:.1%}" for kind, x in site_groups(run["eval"]).items()) or "none: dense"
-        rows.append((run["label"], f"{run['parameters']:,}", f"{mean['perplexity']:.1f}", f"{mean['bits_per_byte']:.3f}",
-                     silent, f"{run['tokens_per_second']:,.0f}"))
+        rows.append((run["label"], f"{run['parameters']:,}", f"{mean['perplexity']:.1f}",
+                     f"{mean['bits_per_byte']:.3f}", silent, f"{run['tokens_per_second']:,.0f}"))
     return head, rows
 
 
@@ -70,8 +72,9 @@ def site_groups(evaluation: dict[str, Any]) -> dict[str, float]:
     """Mean silent fraction of the three kinds of site, for a table; the chart shows each."""
     sites = evaluation["sparsity"]["sites"]
     groups: dict[str, list[float]] = {}
+    kinds = {"encoder": "encoder", "blocks": "blocks", "ffn": "FFN"}
     for name, silent in sites.items():
-        groups.setdefault({"encoder": "encoder", "blocks": "blocks", "ffn": "FFN"}[name.split(".")[0]], []).append(silent)
+        groups.setdefault(kinds[name.split(".")[0]], []).append(silent)
     return {name: sum(values) / len(values) for name, values in groups.items()}
 
 
@@ -92,5 +95,6 @@ def _sample(sample: dict[str, str]) -> str:
 
 def _provenance(result: dict[str, Any]) -> str:
     m = result["machine"]
-    return (f"Measured by `symboliclight demo`: commit {result['commit']}, seed {result['seed']}, data {result['data_hash'][:12]}, "
-            f"{m['processor']}, {m['cores']} cores, torch {m.get('torch')}. All figures stand in result.json beside this page.")
+    return (f"Measured by `symboliclight demo`: commit {result['commit']}, seed {result['seed']}, "
+            f"data {result['data_hash'][:12]}, {m['processor']}, {m['cores']} cores, torch {m.get('torch')}. "
+            "All figures stand in result.json beside this page.")

@@ -136,7 +136,9 @@ def test_spike_sites_hold_only_zeros_and_ones_and_the_dense_twin_has_none():
     seen = {}
     for name, module in model.named_modules():
         if isinstance(module, (Spike, Neuron)):
-            module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o[0] if isinstance(o, tuple) else o}))
+            def hook(_, __, output, name=name):
+                seen[name] = output[0] if isinstance(output, tuple) else output
+            module.register_forward_hook(hook)
     with torch.no_grad():
         model(tokens_of(2, 20))
     assert len(seen) == 1 + 2 * SMALL.n_layers

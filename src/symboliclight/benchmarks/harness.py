@@ -30,7 +30,9 @@ def medians(contenders: dict[str, Callable[[], object]], rounds: int = 5, second
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def row(name: str, unit: str, value: float, against: float, ratio: float, target: float | None = None) -> dict[str, Any]:
+def row(
+    name: str, unit: str, value: float, against: float, ratio: float, target: float | None = None
+) -> dict[str, Any]:
     """One row of a result file; `ratio` is better when larger, `target` what was asked of it."""
     return {"name": name, "unit": unit, "value": _short(value), "against": _short(against), "ratio": _short(ratio),
             "target": target}

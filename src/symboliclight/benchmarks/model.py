@@ -79,7 +79,7 @@ def check(model: torch.nn.Module, tokens: Tensor) -> None:
         slow = model(tokens)[0]
     difference = float((fast - slow).abs().max())
     if difference > 1e-3:
-        raise InputError(f"bench model: fast and reference forms differ by {difference:.2g} in a logit; nothing was measured")
+        raise InputError(f"bench model: fast and reference forms differ by {difference:.2g} in a logit; not measured")
 
 
 def run(directory: Path, quick: bool = False) -> Path:
@@ -114,5 +114,6 @@ def run(directory: Path, quick: bool = False) -> Path:
     rows.append(row(f"forward to the head, {large}, T {short}, float32, against dense-mask and convolution forms", "s",
                     t["fast"], t["reference"], t["reference"] / t["fast"], 4.0))
     growth = t["long"] / t["fast"]
-    rows.append(row(f"forward, {large}, T {long} against T {short}: growth allowed 4.5", "x", growth, 4.5, 4.5 / growth, 1.0))
+    rows.append(row(f"forward, {large}, T {long} against T {short}: growth allowed 4.5", "x", growth, 4.5,
+                    4.5 / growth, 1.0))
     return write("model", rows, directory, threads=torch.get_num_threads(), quick=quick)

@@ -1,8 +1,8 @@
 """Where the time of a training step goes, and what bounds each part.
 
-Each part runs alone, forward and backward in bfloat16 autocast, on inputs shaped like those of a real step. Beside its seconds
-stand the two floors under them: its multiply-accumulates at the machine's measured matrix rate, and the bytes of the
-tensors it must at least touch at the measured copy rate. `overhead` is seconds over the larger floor.
+Each part runs alone, forward and backward in bfloat16 autocast, on inputs shaped like those of a real step. Beside its
+seconds stands the floor under them: its multiply-accumulates at the machine's measured matrix rate or, where it has
+none, the bytes it must touch at the measured copy rate. `overhead` is seconds over that floor.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,8 @@ def limits() -> dict[str, float]:
     a, b = torch.randn(2048, 1024).bfloat16(), torch.randn(1024, 4096).bfloat16()
     source, target = torch.randn(64 << 20), torch.empty(64 << 20)
     times = medians({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, rounds=9)
-    return {"bf16_macs_per_s": 2048 * 1024 * 4096 / times["product"], "copy_bytes_per_s": 2 * source.nbytes / times["copy"]}
+    return {"bf16_macs_per_s": 2048 * 1024 * 4096 / times["product"],
+            "copy_bytes_per_s": 2 * source.nbytes / times["copy"]}
 
 
 def both_ways(function: Callable[..., Any], *inputs: Tensor) -> Callable[[], None]:
@@ -59,7 +60,8 @@ def profile(config: ModelConfig, batch: int, seq_len: int) -> list[dict[str, Any
     found["clip and AdamW"] = (lambda: (nn.utils.clip_grad_norm_(model.parameters(), 1.0), optimizer.step()), 1, 0)
     times = medians({name: run for name, (run, _, _) in found.items()}, rounds=5)
     size = {"clip and AdamW": sum(p.numel() for p in model.parameters()) * 4 * 8}  # clip r/w g; AdamW r g,p,m,v w p,m,v
-    return [_part(name, times[name] * count, count, macs, size.get(name, 0)) for name, (_, count, macs) in found.items()]
+    return [_part(name, times[name] * count, count, macs, size.get(name, 0))
+            for name, (_, count, macs) in found.items()]
 
 
 def _part(name: str, seconds: float, count: int, macs: int, size: int) -> dict[str, Any]:

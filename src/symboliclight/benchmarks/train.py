@@ -1,7 +1,8 @@
 """`bench train`: training steps beside GPT-2, their peak memory, and where the time of a step goes.
 
-GPT-2 is `transformers.GPT2LMHeadModel` with SDPA and its own loss, as its users train it: same tokens, batch, bfloat16 autocast,
-dropout, clipping and fused AdamW. A second row puts GPT-2 into our training step, whose loss never holds all logits.
+GPT-2 is `transformers.GPT2LMHeadModel` with SDPA and its own loss, as its users train it: same tokens, batch, bfloat16
+autocast, dropout, clipping and fused AdamW. A second row puts GPT-2 into our training step, whose loss never holds all
+logits.
 """
 
 import json

@@ -57,8 +57,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     for sample in result["samples"]:
-        console.print(f"[bold]{sample['label']}[/]", sample["prompt"] + sample["text"], sep="\n", markup=True, end="\n\n",
-                      highlight=False)
+        console.print(f"[bold]{sample['label']}[/]")
+        console.print(sample["prompt"] + sample["text"] + "\n", highlight=False, markup=False)
     console.print(f"Report: [bold]{out / 'report.html'}[/] (open it in a browser). Next:", highlight=False)
     console.print(f"""  symboliclight generate "It was a dark night" --model {out}/tiny
   symboliclight chat --model {out}/tiny

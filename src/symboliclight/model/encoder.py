@@ -31,8 +31,8 @@ class Neuron(nn.Module):
         super().__init__()
         self.config = config
         threshold = config.v_threshold if config.encoder_threshold is None else config.encoder_threshold
-        start = {"leak": torch.full((config.d_model,), config.leak), "threshold": torch.full((config.d_model,), threshold)}
-        for name, value in start.items():
+        for name, start in (("leak", config.leak), ("threshold", threshold)):
+            value = torch.full((config.d_model,), start)
             if config.learn_neuron:
                 self.register_parameter(name, nn.Parameter(value))
             else:

@@ -19,7 +19,8 @@ class Block(nn.Module):
         super().__init__()
         self.mixer = Mixer(config)
         self.ffn = FeedForward(config)
-        self.spike: nn.Module = Spike(config.v_threshold, config.surrogate_alpha) if config.block_spikes else nn.Identity()
+        spike = Spike(config.v_threshold, config.surrogate_alpha)
+        self.spike: nn.Module = spike if config.block_spikes else nn.Identity()
 
 
 class SymbolicLight(nn.Module):
@@ -52,7 +53,8 @@ class SymbolicLight(nn.Module):
         layers: list[LayerState] = []
         aux: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            gate = (s != 0).any(-1) if config.gate else torch.ones_like(tokens, dtype=torch.bool)
+            assert isinstance(block, Block)
+            gate = s.amax(-1) > 0 if config.gate else torch.ones_like(tokens, dtype=torch.bool)
             if present is not None:
                 gate, s = gate & present, s * present[..., None]
             c, layer = block.mixer(s, c, gate, tables, state.position, state.layers[i])

@@ -100,6 +100,7 @@ def initial_state(config: ModelConfig, padding: Tensor, dtype: torch.dtype) -> S
         layer = LayerState(h=zeros(H, K, dtype=wide) if config.paths != "attention" else None)
         if config.paths != "decay":
             layer.k, layer.v, layer.gate = zeros(W, H, K), zeros(W, H, K), zeros(W, dtype=torch.bool)
-            layer.anchor_k, layer.anchor_v, layer.anchor_gate = zeros(A, H, K), zeros(A, H, K), zeros(A, dtype=torch.bool)
+            layer.anchor_k, layer.anchor_v = zeros(A, H, K), zeros(A, H, K)
+            layer.anchor_gate = zeros(A, dtype=torch.bool)
         layers.append(layer)
     return State(-padding.long(), zeros(config.d_model, dtype=wide), layers)
