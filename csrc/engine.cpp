@@ -179,18 +179,18 @@ struct Step {
             if (ring_gate[slot]) see(ring + slot * m.K, ring_value + slot * m.K);
         }
         for (int64_t j = first > start ? first : start; j <= start + t; ++j) see_here(j);
-        float sum = 0;
-        for (int64_t j = 0; j < count; j += W) {
-            int left = count - j < W ? int(count - j) : W;
-            store(score + j, exp(load(score + j, left) - splat(most)), left);
-        }
-        for (int64_t j = 0; j < count; ++j) sum += score[j];
-        for (int64_t j = 0; j < count; ++j) score[j] /= sum;
+        vfloat shares{};
+        lanes(count, [&](int64_t j, auto l) {
+            store(score + j, exp(load(score + j, l) - splat(most)), l);
+            shares = shares + load(score + j, l);
+        });
         int64_t done = weigh<1>(weigh<4>(0, score, values, count, out), score, values, count, out);
         for (; done < m.K; ++done) {
             out[done] = 0;
             for (int64_t j = 0; j < count; ++j) out[done] += score[j] * values[j][done];
         }
+        const float rate = 1 / sum(shares);
+        for (int64_t i = 0; i < m.K; ++i) out[i] *= rate;
     }
 
     // Both paths and their mix for one head of one sequence; then its keys enter the state (model/mixer.py).

@@ -10,10 +10,11 @@ namespace SYMBOLICLIGHT_ISA {
 
 constexpr int PIECES = LANES / W;                  // vectors that hold 16 outputs
 constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
-constexpr int FEW_OUTS = 2, MANY_OUTS = 4;         // float32 outputs at a time, for several rows and for one
+constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
 constexpr int64_t AHEAD = 4;                       // active inputs fetched in advance
 typedef int16_t vshort __attribute__((vector_size(4 * W)));
 typedef int8_t vbyte __attribute__((vector_size(2 * W)));
+typedef int8_t vsmall __attribute__((vector_size(W)));
 
 template <int N>
 using Count = std::integral_constant<int, N>;
@@ -34,7 +35,12 @@ inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int6
     vfloat dots[R][C] = {};
     lanes(ins, [&](int64_t i, auto m) {
         vfloat in[C];
-        for (int c = 0; c < C; ++c) in[c] = load(x + c * ins + i, m);
+        for (int c = 0; c < C; ++c) {
+            in[c] = load(x + c * ins + i, m);
+#if defined(__AVX512F__)
+            asm("" : "+v"(in[c]));  // keeps it in a register: reading it again for every output would take the load ports
+#endif
+        }
         for (int r = 0; r < R; ++r) {
             vfloat weight = load(w + r * ins + i, m);
             for (int c = 0; c < C; ++c) dots[r][c] = fma(weight, in[c], dots[r][c]);
@@ -49,8 +55,8 @@ inline void multiply_float(const Matrix& m, const Operand& x, int64_t N, float* 
     constexpr int64_t TILE = 64;  // outputs whose weights stay in the second-level cache
     for (int64_t tile = begin; tile < end; tile += TILE) {
         int64_t last = tile + TILE < end ? tile + TILE : end;
-        by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
-            constexpr int C = decltype(rows)::value, R = C == 1 ? MANY_OUTS : FEW_OUTS;
+        by_rows<DOT_ROWS>(0, N, [&](int64_t n, auto rows) {
+            constexpr int C = decltype(rows)::value, R = C == 1 ? 4 : DOT_OUTS;
             int64_t o = tile;
             for (; o + R <= last; o += R) dot_tile<R, C>(w + o * m.ins, x.x + n * m.ins, m.ins, y + n * m.outs + o, m.outs, add);
             for (; o < last; ++o) dot_tile<1, C>(w + o * m.ins, x.x + n * m.ins, m.ins, y + n * m.outs + o, m.outs, add);
@@ -306,13 +312,20 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
         lanes(m.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
         float top = max(most), by = top > 0 ? 127 / top : 0;
         x.scale[n] = top / 127;
+        const vfloat half = splat(.5f);
         for (int64_t g = 0; g * GROUP < m.ins; ++g) {
+            const int64_t first = g * GROUP, count = m.ins - first < GROUP ? m.ins - first : GROUP;
+            vint whole{};
+            std::memset(q + first, 0, GROUP);
+            lanes(count, [&](int64_t i, auto l) {
+                vfloat scaled = load(in + first + i, l) * splat(by);
+                vint rounded = __builtin_convertvector(scaled + (scaled < vfloat{} ? -half : half), vint);
+                vsmall narrow = __builtin_convertvector(rounded, vsmall);
+                std::memcpy(q + first + i, &narrow, l);
+                whole += rounded;
+            });
             int32_t sum = 0;
-            for (int64_t i = g * GROUP; i < (g + 1) * GROUP; ++i) {
-                float scaled = i < m.ins ? in[i] * by : 0;
-                q[i] = int8_t(int32_t(scaled + (scaled < 0 ? -.5f : .5f)));
-                sum += q[i];
-            }
+            for (int i = 0; i < W; ++i) sum += whole[i];
             x.sums[n * (x.width / GROUP) + g] = sum;
         }
     }
