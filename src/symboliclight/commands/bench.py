@@ -10,6 +10,7 @@ from symboliclight.errors import InputError
 BENCHMARKS = {
     "ops": "each native kernel against its torch form and loop",
     "train": "training steps and their memory beside GPT-2, and where the time of a step goes",
+    "decode": "the torch-free runtime at every precision beside its dense path, torch and GPT-2",
     "model": "training step of mini beside GPT-2; forwards of v1-194m beside the reference forms",
 }
 

@@ -101,6 +101,27 @@ class Engine:
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
         return logits, self._read(tokens, state, logits)
 
+    def stats(self) -> dict[str, Any]:
+        """What was read since loading, for one sequence at a time: bytes a token by site, active fraction by layer.
+
+        bytes: site -> bytes of weights, keys and values a token; "whole": what the same matrices would cost if no
+        input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer.
+        """
+        layers, tcam, down = self._native.counts()
+        tokens, c = max(self.tokens_read, 1), self.config
+        share = layers / (tokens * c.n_layers)
+        active = {"tcam": [n / (tokens * c.d_model) for n in tcam], "down": [n / (tokens * c.d_ff) for n in down]}
+        read: dict[str, float] = {"attention": 8 * c.d_model * c.n_layers * share * self.keys_read / tokens}
+        whole = dict(read)
+        for m in self.weights.matrices:
+            size = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes)
+            fraction = active[m.site][m.layer] if m.by_input and m.site in active else 1.0
+            if m.site == "embedding":
+                size = m.data[0].nbytes
+            read[m.site] = read.get(m.site, 0) + size * fraction
+            whole[m.site] = whole.get(m.site, 0) + size
+        return {"tokens": self.tokens_read, "bytes": read, "whole": whole, "active": active}
+
     def _tokens(self, tokens: np.ndarray) -> np.ndarray:
         tokens = np.ascontiguousarray(tokens, np.int64)
         if tokens.ndim != 2 or not tokens.size:
