@@ -1,5 +1,6 @@
 """The forms an op may run in, and the comparison of one form with the slow loop that specifies the op."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from symboliclight.ops import forms, torch_forms
+from symboliclight.ops import cuda, forms, torch_forms
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-5, torch.bfloat16: 2**-7}  # of the largest entry
 
@@ -31,6 +32,10 @@ FORMS = [
     pytest.param(Form("cuda", "cuda"), id="cuda", marks=[
         pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]),
 ]
+if "TRITON_INTERPRET" in os.environ:  # a process of its own, started by test_triton.py
+    pytest.importorskip("triton")
+    cuda.register("cpu")
+    FORMS = [pytest.param(Form("triton"), id="triton")]
 every_form = pytest.mark.parametrize("form", FORMS)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 three_lengths = pytest.mark.parametrize("T", [1, 63, 500])
@@ -83,10 +88,10 @@ def run(op: Callable[..., Any], tensors: Sequence[Tensor], options: Sequence[Any
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Finite, and no entry off by more than `tolerance` of the largest expected one (0.02 if all are smaller)."""
+    """Finite, and no entry off by more than `tolerance` of the largest expected one (0.05 if all are smaller)."""
     actual, expected = actual.detach().cpu().double(), expected.detach().double()
     assert actual.isfinite().all()
-    limit = tolerance * max([expected.abs().max().item(), 0.02] if expected.numel() else [0])
+    limit = tolerance * max([expected.abs().max().item(), 0.05] if expected.numel() else [0])
     torch.testing.assert_close(actual, expected, rtol=0, atol=limit)
 
 

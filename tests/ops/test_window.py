@@ -3,11 +3,13 @@
 import pytest
 import torch
 from forms import NATIVE, Made, agree, both_dtypes, close, every_form, normal, scattered, three_lengths
+from torch.nn.attention.flex_attention import create_mask
 
 from symboliclight.ops import native, torch_forms, window_attention, window_attention_loop
+from symboliclight.ops.flex import block_mask, flex_window_attention
 
 
-def inputs(T, R=0, A=4, position=None, dtype=torch.float32, B=2, H=2, K=8, open_=0.7):
+def inputs(T, R=0, A=4, position=None, dtype=torch.float32, B=2, H=2, K=16, open_=0.7):
     """q, k, v, gate, anchor keys, values and gate, position; the calls after R keys, anchors seen long ago."""
     S = R + T
     gate = torch.rand(B, S, generator=torch.Generator().manual_seed(3)) < open_
@@ -103,6 +105,29 @@ def test_windows_rings_anchors_and_padding(form, case, layout):
     case = dict(case)
     window = case.pop("W")
     agree(form, window_attention, window_attention_loop, [layout(t) for t in inputs(**case)], window)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_flex_attention_gives_the_outputs_of_the_loop(case):
+    """Forward and eager: torch has no FlexAttention backward on the CPU. On a GPU the form "cuda" covers both."""
+    case = dict(case)
+    window = case.pop("W")
+    tensors = inputs(**case)
+    close(flex_window_attention(*tensors, window), window_attention_loop(*tensors, window), 3e-5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_flex_attention_reads_every_block_that_is_seen_and_few_others(case):
+    case = dict(case)
+    window = case.pop("W")
+    q, _, _, gate, _, _, anchor_gate, position = inputs(**case)
+    T, S = q.shape[1], anchor_gate.shape[1] + gate.shape[1]
+    mask = block_mask(T, gate, anchor_gate, position, window)
+    pairs = create_mask(mask.mask_mod, len(q), 1, T, S, "cpu")
+    read = mask.to_dense().bool().repeat_interleave(128, -2).repeat_interleave(128, -1)[..., :T, :S]
+    assert not (pairs & ~read).any()
+    assert mask.kv_num_blocks.max() <= window // 128 + 4
 
 
 def in_chunks(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window):

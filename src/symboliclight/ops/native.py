@@ -42,6 +42,11 @@ def torch_forms() -> Iterator[None]:
         _forced_torch = before
 
 
+def torch_forced() -> bool:
+    """Whether a `torch_forms()` block is running."""
+    return _forced_torch
+
+
 def forms() -> dict[str, tuple[str, str]]:
     """Op name -> (form in use on the CPU, reason)."""
     if _native is None:

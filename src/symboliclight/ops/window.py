@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from symboliclight.ops import native
+from symboliclight.ops import cuda, native
+from symboliclight.ops.flex import flex_window_attention
 
 BLOCK = 128  # fewest queries a block
 
@@ -52,7 +53,11 @@ def window_attention(
         window W in tokens.
     Returns: (B, T, H, K) in the dtype of q.
     """
-    form = native.window_attention if native.takes(q) else window_attention_torch
+    form = window_attention_torch
+    if native.takes(q):
+        form = native.window_attention
+    elif cuda.flexes(q):
+        form = flex_window_attention
     return form(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window)
 
 
