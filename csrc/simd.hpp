@@ -48,7 +48,7 @@ inline vfloat fma(vfloat a, vfloat b, vfloat c) {
 #endif
 }
 
-inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }  // one instruction; of NaN it may lose track
 
 // NaN stays NaN, as in torch.clamp.
 inline vfloat clamp(vfloat x, vfloat limit) {

@@ -210,13 +210,17 @@ private:
         return max(most);
     }
 
-    // scores -> e^(score - largest), and in `inverse` one over their sum; a row that sees nothing becomes 0.
+    // scores -> e^(score - largest), and in `inverse` one over their sum; a row that sees nothing becomes 0
+    // (and stays NaN where it is).
     void softmax() {
         for (int64_t i = 0; i < SIDE; ++i) {
             const float top = mask(i);
             vfloat total{};
             if (top == -std::numeric_limits<float>::infinity()) {
-                over_row(i, [&](int64_t at) { store(scores + at, vfloat{}, Full{}); });
+                over_row(i, [&](int64_t at) {
+                    vfloat score = load(scores + at, Full{});
+                    store(scores + at, score == score ? vfloat{} : score, Full{});
+                });
                 inverse[i] = 0;
                 continue;
             }
