@@ -232,6 +232,43 @@ void event_product(nb::handle s, nb::handle table, nb::handle out, bool by_colum
     });
 }
 
+void dropout(nb::handle x, uint32_t seed, uint32_t limit, float scale, nb::handle y, int threads) {
+    by_dtype(x, [&](auto element) {
+        using E = decltype(element);
+        int64_t n = sizes(x).of[0];
+        auto *x_ = data<E>(x, {n}, "x"), *y_ = data<E>(y, {n}, "y");
+        nb::gil_scoped_release free;
+        kernels(element).dropout(n, seed, limit, scale, x_, y_, threads);
+    });
+}
+
+void rope(nb::handle x, nb::handle cosine, nb::handle sine, float sign, nb::handle y, int threads) {
+    by_dtype(x, [&](auto element) {
+        using E = decltype(element);
+        Sizes s = sizes(x);
+        int64_t rows = s.of[0], H = s.of[1], K = s.of[2];
+        auto *x_ = data<E>(x, {rows, H, K}, "x"), *y_ = data<E>(y, {rows, H, K}, "y");
+        auto *cosine_ = data<float>(cosine, {rows, K / 2}, "cosine"), *sine_ = data<float>(sine, {rows, K / 2}, "sine");
+        nb::gil_scoped_release free;
+        kernels(element).rope(rows, H, K, sign, x_, cosine_, sine_, y_, threads);
+    });
+}
+
+void softmax_loss(nb::handle logits, nb::handle targets, nb::handle scale, float z_loss, bool wanted, nb::handle sums,
+                  int threads) {
+    by_dtype(logits, [&](auto element) {
+        using E = decltype(element);
+        int64_t N = sizes(logits).of[0], V = sizes(logits).of[1];
+        auto* logits_ = data<E>(logits, {N, V}, "logits");
+        auto* targets_ = data<int64_t>(targets, {N}, "targets");
+        auto *scale_ = data<float>(scale, {N}, "scale"), *sums_ = data<float>(sums, {N, 2}, "sums");
+        for (int64_t i = 0; i < N; ++i)
+            if (targets_[i] >= V) throw nb::value_error("a target lies outside the vocabulary");
+        nb::gil_scoped_release free;
+        kernels(element).softmax_loss(N, V, targets_, scale_, z_loss, wanted, logits_, sums_, threads);
+    });
+}
+
 std::vector<std::string> isas() {
     std::vector<std::string> names;
     for (const Isa* one : supported_isas()) names.emplace_back(one->name);
@@ -273,4 +310,7 @@ NB_MODULE(_native, m) {
     m.def("window_forward", &window_forward);
     m.def("window_backward", &window_backward);
     m.def("event_product", &event_product);
+    m.def("dropout", &dropout);
+    m.def("rope", &rope);
+    m.def("softmax_loss", &softmax_loss);
 }

@@ -1,5 +1,6 @@
 // All kernels for the instruction set that the compiler flags of this object name.
 #include "events.hpp"
+#include "pointwise.hpp"
 #include "scan.hpp"
 #include "window.hpp"
 
@@ -10,7 +11,7 @@ template <class T>
 constexpr Kernels<T> table() {
     return {lif_forward<T>,   lif_backward<T>,   decay_forward<T>,  decay_backward<T>,
             spike_forward<T>, spike_backward<T>, window_forward<T>, window_backward<T>,
-            event_product<T>};
+            event_product<T>, dropout<T>,        rope<T>,           softmax_loss<T>};
 }
 }  // namespace SYMBOLICLIGHT_ISA
 

@@ -54,6 +54,13 @@ struct Kernels {
     // By rows: out (R, N) = s (R, M) · table (M, N). By columns: out (M, N) = sᵀ · table (R, N).
     void (*event_product)(int64_t R, int64_t M, int64_t N, bool by_columns, const T* s, const T* table, T* out,
                           int threads);
+    void (*dropout)(int64_t n, uint32_t seed, uint32_t limit, float scale, const T* x, T* y, int threads);
+    // x, y (rows, H, K); cosine, sine (rows, K / 2).
+    void (*rope)(int64_t rows, int64_t H, int64_t K, float sign, const T* x, const float* cosine, const float* sine, T* y,
+                 int threads);
+    // logits (N, V), targets and scale (N,), sums (N, 2).
+    void (*softmax_loss)(int64_t N, int64_t V, const int64_t* targets, const float* scale, float z_loss, bool wanted,
+                         T* logits, float* sums, int threads);
 };
 
 struct Isa {

@@ -7,7 +7,7 @@ import torch
 from forms import both_dtypes, normal
 
 from symboliclight.ops import rope
-from symboliclight.ops.rope import rope_tables
+from symboliclight.ops.rope import rope_forward, rope_tables, rope_torch
 
 
 def turn(x, positions, base=10_000.0):
@@ -46,3 +46,14 @@ def test_dtype_and_rows_with_their_own_positions(dtype):
     assert y.dtype == dtype
     for row in range(2):
         torch.testing.assert_close(y[row : row + 1], turn(x[row : row + 1], positions[row : row + 1]))
+
+
+@both_dtypes
+def test_native_form_is_the_torch_form_and_its_gradient_turns_back(dtype):
+    x, tables = normal(2, 5, 3, 24, dtype=dtype), rope_tables(torch.arange(5).expand(2, 5), 24, 10_000.0, dtype)
+    y = rope_forward(x, *tables, 1.0)
+    assert torch.equal(y, rope_torch(x, *tables, 1.0))
+    leaf = x.clone().requires_grad_()
+    rope(leaf, tables).backward(y)
+    torch.testing.assert_close(leaf.grad, x, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+    torch.library.opcheck(rope_forward, (leaf, *tables, 1.0))

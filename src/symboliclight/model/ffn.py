@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
 from symboliclight.model.encoder import Spike
-from symboliclight.ops import event_linear
+from symboliclight.ops import dropout, event_linear
 
 
 class FeedForward(nn.Module):
@@ -16,11 +16,11 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.activation = Spike(config.v_threshold, config.surrogate_alpha) if config.ffn == "spike" else nn.GELU()
         self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, c: Tensor) -> Tensor:
         """c (B, T, D) -> c (B, T, D)."""
-        f = self.dropout(self.activation(self.up(c)))
+        f = dropout(self.activation(self.up(c)), self.dropout, self.training)
         linear = event_linear if isinstance(self.activation, Spike) else F.linear
         return self.norm(c + linear(f, self.down.weight))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
 from symboliclight.model.state import LayerState
-from symboliclight.ops import decay_scan, event_linear, rope, window_attention
+from symboliclight.ops import decay_scan, dropout, event_linear, rope, window_attention
 
 
 class Mixer(nn.Module):
@@ -25,7 +25,6 @@ class Mixer(nn.Module):
         if config.paths == "both":
             self.attn_gate = nn.Parameter(torch.zeros(1))
         self.out = nn.Linear(D, D, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(D)
 
     def forward(
@@ -45,7 +44,7 @@ class Mixer(nn.Module):
             o = torch.lerp(decay, attention, self.attn_gate.sigmoid().to(decay.dtype))
         else:
             o = decay if paths == "decay" else attention
-        return self.norm(c + self.out(self.dropout(o.reshape(B, T, D)))), new
+        return self.norm(c + self.out(dropout(o.reshape(B, T, D), self.config.dropout, self.training))), new
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, position: Tensor, past: LayerState, new: LayerState

@@ -7,6 +7,7 @@ K head_dim, F d_ff, V vocabulary, W window, A anchors. Spikes are 0/1 in the dty
 
 from symboliclight.ops.cuda import cuda_forms
 from symboliclight.ops.decay import decay_scan, decay_scan_loop
+from symboliclight.ops.dropout import dropout
 from symboliclight.ops.events import event_linear, event_linear_loop
 from symboliclight.ops.lif import lif_scan, lif_scan_loop
 from symboliclight.ops.loss import linear_cross_entropy, linear_cross_entropy_loop
@@ -16,7 +17,7 @@ from symboliclight.ops.spike import spike, surrogate, topk_mask
 from symboliclight.ops.window import window_attention, window_attention_loop
 
 __all__ = [
-    "cuda_forms", "decay_scan", "decay_scan_loop", "event_linear", "event_linear_loop", "forms", "lif_scan",
+    "cuda_forms", "decay_scan", "decay_scan_loop", "dropout", "event_linear", "event_linear_loop", "forms", "lif_scan",
     "lif_scan_loop", "linear_cross_entropy", "linear_cross_entropy_loop", "rope", "spike", "surrogate", "topk_mask",
     "torch_forms", "window_attention", "window_attention_loop",
 ]

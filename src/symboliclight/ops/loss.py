@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from symboliclight.ops import native
+
 ROWS = 1024  # tokens whose logits exist at one time, in the dtype of the matrix products
 PART = 2**20  # logits whose float32 softmax exists at one time, so that it stays in cache
 
@@ -68,9 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + ROWS)
             chunk = [f[rows].to(dtype) for f in features]
             logits = _logits(chunk, weights)
-            n = max(PART // logits.shape[1], 1)
-            for part in zip(logits.split(n), targets[rows].split(n), scale[rows].split(n), strict=True):
-                sums += _softmax_(*part, bias, z_loss, wanted)
+            sums += _softmax_(logits, targets[rows], scale[rows], bias, z_loss, wanted)
             if not wanted:
                 continue
             for grad_f, w in zip(grads_f, weights, strict=True):
@@ -87,7 +87,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):  # type: ignore[override]
-        grad_b, *grads = (None if g is None else g * grad for g in ctx.saved_tensors)
+        whole = grad.device.type == "cpu" and float(grad) == 1  # the usual case; a product would read every weight again
+        grad_b, *grads = (g if g is None or whole else g * grad for g in ctx.saved_tensors)
         return None, grad_b, None, None, None, None, *grads
 
 
@@ -101,7 +102,17 @@ def _logits(features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 def _softmax_(
     logits: Tensor, targets: Tensor, scale: Tensor, bias: Tensor | None, z_loss: float, wanted: bool
 ) -> Tensor:
-    """Weighted sums of nll and lse² over some rows (2,); turns `logits` into its gradient, in place, if wanted."""
+    """Weighted sums of nll and lse² over all rows (2,); turns `logits` into its gradient, in place, if wanted."""
+    if bias is None and native.takes(logits):
+        return native.softmax_loss(logits, targets, scale, z_loss, wanted)
+    n = max(PART // logits.shape[1], 1)
+    parts = zip(logits.split(n), targets.split(n), scale.split(n), strict=True)
+    return torch.stack([_softmax_part_(*part, bias, z_loss, wanted) for part in parts]).sum(0)
+
+
+def _softmax_part_(
+    logits: Tensor, targets: Tensor, scale: Tensor, bias: Tensor | None, z_loss: float, wanted: bool
+) -> Tensor:
     x = wide(logits) if bias is None else wide(logits) + bias
     index = targets.clamp(min=0)[:, None]
     log_p = x.log_softmax(-1)

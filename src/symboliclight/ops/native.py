@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from symboliclight.ops import decay, lif
+from symboliclight.ops import dropout as dropping
+from symboliclight.ops import rope as rotary
 from symboliclight.ops import spike as spiking
 
 try:
@@ -214,3 +216,26 @@ def _differentiate_window(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 window_attention.register_autograd(_differentiate_window, setup_context=_save_window)
+
+
+@_on_cpu(dropping.dropout_forward, dropping.dropout_torch)
+def dropout_forward(x: Tensor, p: float, seed: int) -> Tensor:
+    y = _new(x)
+    _native.dropout(x.contiguous().view(-1), seed, dropping.limit(p), 1 / (1 - p), y.view(-1), torch.get_num_threads())
+    return y
+
+
+@_on_cpu(rotary.rope_forward, rotary.rope_torch)
+def rope_forward(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    y, rows = _new(x), x.shape[:-2].numel()
+    cos, sin = (t.expand(*x.shape[:-2], t.shape[-1]).reshape(rows, -1).float() for t in (cos, sin))
+    _native.rope(x.contiguous().view(rows, *x.shape[-2:]), *_contiguous(cos, sin), sign, y.view(rows, *x.shape[-2:]),
+                 torch.get_num_threads())
+    return y
+
+
+def softmax_loss(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float, wanted: bool) -> Tensor:
+    """Sums of scale · nll and of scale · lse² over the rows of `logits` (N, V), which become their gradient if wanted."""
+    sums = torch.empty(len(logits), 2)
+    _native.softmax_loss(logits, *_contiguous(targets, scale), z_loss, wanted, sums, torch.get_num_threads())
+    return sums.sum(0)
