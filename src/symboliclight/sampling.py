@@ -254,6 +254,8 @@ def _padded(model: Any, padding: np.ndarray) -> Any:
 
 def _step(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
     """Logits after the last token (B, V), and the state. A model without `features` takes and gives numpy arrays."""
+    if hasattr(model, "last"):  # the runtime: its head reads only the last row
+        return model.last(tokens, state)
     if not hasattr(model, "features"):
         logits, state = model(tokens, state)
         return np.asarray(logits)[:, -1], state

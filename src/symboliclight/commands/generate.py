@@ -6,7 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from symboliclight.commands.models import add_model, add_sampling, load_model, read_text, sampling_of, token_progress
+from symboliclight.commands.models import (
+    add_model,
+    add_precision,
+    add_sampling,
+    load_runner,
+    read_text,
+    sampling_of,
+    token_progress,
+)
 from symboliclight.commands.output import print_json
 from symboliclight.errors import InputError
 from symboliclight.sampling import Completion, Generation, Sampling
@@ -22,6 +30,7 @@ def add(commands: Any) -> None:
     p.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue (default: standard input)")
     p.add_argument("--prompt-file", metavar="FILE", help="take the prompt from a UTF-8 file")
     add_model(p)
+    add_precision(p)
     add_sampling(p)
     p.add_argument("--num-samples", type=int, default=1, metavar="N",
                    help="write N continuations at once; sample i has seed + i (default: 1)")
@@ -30,6 +39,7 @@ def add(commands: Any) -> None:
     p.set_defaults(run=_run_generate)
     p = commands.add_parser("chat", help="write with a model by turns; it keeps what was said in its bounded state")
     add_model(p)
+    add_precision(p)
     add_sampling(p)
     p.add_argument("--turns", action="store_true",
                    help="mark turns with <|user|>, <|assistant|> and <|end|>, for a model that was trained with them")
@@ -41,7 +51,7 @@ def _run_generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise InputError(f"--num-samples must be positive, got {args.num_samples}")
     prompt = _prompt(args)
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load_runner(args.model, args.precision)
     ids = tokenizer.encode(prompt, bos=True)
     run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed)
     stream = args.num_samples == 1 and not args.json and not args.no_stream
@@ -109,7 +119,7 @@ def _figures(prompt: str, prompt_tokens: int, samples: Sequence[Completion], sec
 
 def _run_chat(args: argparse.Namespace) -> None:
     how = sampling_of(args)
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load_runner(args.model, args.precision)
     chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, args.turns)
     print(NOTICE)
     while True:

@@ -1,6 +1,7 @@
 """What commands that run a model share: loading it, its options, a bar over tokens."""
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,18 +10,35 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from symboliclight import checkpoint, engine
+from symboliclight.engine.pack import PRECISIONS, Precision
 from symboliclight.errors import InputError
 from symboliclight.sampling import Sampling
 from symboliclight.tokenizer import Tokenizer
 
 
 def load_model(directory: str) -> tuple[Any, Tokenizer]:
-    """The model and tokenizer of a checkpoint or run folder; every command loads models here."""
+    """The torch model and tokenizer of a checkpoint or run folder; every command loads models here."""
     try:
         from symboliclight.model import load
     except ImportError as error:
         raise InputError("running a model needs PyTorch: pip install 'symboliclight[train]'") from error
     return load(directory)
+
+
+def load_runner(directory: str, precision: Precision | None) -> tuple[Any, Tokenizer]:
+    """What generates text: the runtime if a precision is asked for, torch is missing or the folder was exported."""
+    exported = engine.exported_precision(directory)
+    if precision is None and exported is None and importlib.util.find_spec("torch") is not None:
+        return load_model(directory)
+    return engine.load(directory, precision), Tokenizer.load(checkpoint.locate(directory))
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    parser.add_argument("--precision", choices=PRECISIONS,
+                        help="run on the torch-free CPU runtime with weights at this precision (default: the torch model, "
+                             "or the runtime for an exported folder and where torch is not installed)")
 
 
 def read_text(path: str) -> str:

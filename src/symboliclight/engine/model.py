@@ -10,9 +10,10 @@ import numpy as np
 
 from symboliclight import checkpoint
 from symboliclight.config import ModelConfig, from_dict, load_json
+from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
 from symboliclight.engine.state import State, check, initial_state
-from symboliclight.engine.weights import Weights, exported_tensors, read, read_checkpoint
+from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
 
@@ -43,6 +44,11 @@ def export(directory: str | Path, out: str | Path, precision: Precision) -> None
     config = _config(directory)
     tensors = read_checkpoint(directory / checkpoint.MODEL, config)
     checkpoint.save(out, config, exported_tensors(config, tensors, precision), Tokenizer.load(directory))
+
+
+def exported_precision(directory: str | Path) -> Precision | None:
+    """The precision at which a folder was exported; None for a checkpoint."""
+    return exported(map_tensors(checkpoint.locate(directory) / checkpoint.MODEL)[0])
 
 
 def _config(directory: Path) -> ModelConfig:

@@ -95,29 +95,30 @@ def read(file: Path, config: ModelConfig, precision: Precision | None, sparse: b
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     tensors, _ = map_tensors(file)
     _check_config(config, len(tensors), file)
-    exported = _exported(tensors)
-    if exported is None:
+    found = exported(tensors)
+    if found is None:
         return from_tensors(config, tensors, precision or "float32", sparse, file)
-    if precision not in (None, exported) or not sparse:
-        raise InputError(f"{file} was exported at {exported}; load it as it is, or use the checkpoint it was made from")
+    if precision not in (None, found) or not sparse:
+        raise InputError(f"{file} was exported at {found}; load it as it is, or use the checkpoint it was made from")
     expected = {name: SimpleNamespace(dtype=dtype, shape=shape)
-                for name, dtype, shape in _exported_shapes(config, exported)}
+                for name, dtype, shape in _exported_shapes(config, found)}
     checkpoint.check_tensors(file, tensors, expected)
     _check_finite(file, tensors)
-    return _assemble(config, tensors, exported, True)
+    return _assemble(config, tensors, found, True)
 
 
 def read_checkpoint(file: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     """The float32 tensors of a checkpoint, checked and mapped."""
     tensors, _ = map_tensors(file)
     _check_config(config, len(tensors), file)
-    if _exported(tensors) is not None:
+    if exported(tensors) is not None:
         raise InputError(f"{file} is already exported; export from the checkpoint it was made from")
     _check_checkpoint(config, tensors, file)
     return tensors
 
 
-def _exported(tensors: Mapping[str, np.ndarray]) -> Precision | None:
+def exported(tensors: Mapping[str, np.ndarray]) -> Precision | None:
+    """The precision of an exported folder's tensors; None for those of a checkpoint."""
     return next((p for p in PRECISIONS if f"encoder.embedding.weight.{p}" in tensors), None)
 
 

@@ -2,8 +2,8 @@
 
     y_i = x_i / (1 - p)  if mix(mix(i) + seed) >= p · 2³²,  else 0
 
-mix is a bijective hash of 32 bits; its sums and products are modulo 2³². i counts elements in memory order. The seed comes
-from torch's CPU generator, so a run that restores that generator draws the same masks.
+mix is a bijective hash of 32 bits; its sums and products are modulo 2³². i counts elements in memory order. The seed
+comes from torch's CPU generator, so a run that restores that generator draws the same masks.
 """
 
 import torch
@@ -25,7 +25,7 @@ def limit(p: float) -> int:
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Drop elements of x (any shape) with probability p in [0, 1) and scale the rest; the identity unless `training`."""
+    """Drop elements of x (any shape) with probability p in [0, 1), scale the rest; the identity unless `training`."""
     if not training or p == 0:
         return x
     if x.device.type != "cpu":  # other devices bring a generator of their own that is faster than this formula

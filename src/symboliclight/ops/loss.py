@@ -87,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):  # type: ignore[override]
-        whole = grad.device.type == "cpu" and float(grad) == 1  # the usual case; a product would read every weight again
+        whole = grad.device.type == "cpu" and float(grad) == 1  # the usual case: saves reading all weights
         grad_b, *grads = (g if g is None or whole else g * grad for g in ctx.saved_tensors)
         return None, grad_b, None, None, None, None, *grads
 

@@ -4,6 +4,7 @@ Native are float32 and bfloat16 on the CPU, outside `torch_forms()`. The module 
 `pip install`; without it the torch forms run, and one warning says so.
 """
 
+import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ from symboliclight.ops import dropout as dropping
 from symboliclight.ops import rope as rotary
 from symboliclight.ops import spike as spiking
 
+_native: Any = None
+_missing = ""
 try:
-    from symboliclight import _native
+    _native = importlib.import_module("symboliclight._native")
 except ImportError as error:  # a broken build is told apart from a missing one by its message
-    _native, _missing = None, str(error)
+    _missing = str(error)
     warnings.warn(
         f"symboliclight has no native kernels ({error}): training on CPU will be slow; "
         "install a C++ compiler and reinstall symboliclight", RuntimeWarning, stacklevel=2)
@@ -235,7 +238,7 @@ def rope_forward(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float, wanted: bool) -> Tensor:
-    """Sums of scale · nll and of scale · lse² over the rows of `logits` (N, V), which become their gradient if wanted."""
+    """Sums of scale · nll and scale · lse² over the rows of `logits` (N, V), which become their gradient if wanted."""
     sums = torch.empty(len(logits), 2)
     _native.softmax_loss(logits, *_contiguous(targets, scale), z_loss, wanted, sums, torch.get_num_threads())
     return sums.sum(0)
