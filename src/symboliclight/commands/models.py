@@ -37,8 +37,8 @@ def load_runner(directory: str, precision: Precision | None) -> tuple[Any, Token
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Add --precision."""
     parser.add_argument("--precision", choices=PRECISIONS,
-                        help="run on the torch-free CPU runtime with weights at this precision (default: the torch model, "
-                             "or the runtime for an exported folder and where torch is not installed)")
+                        help="run on the torch-free CPU runtime with weights at this precision (default: the torch "
+                             "model, or the runtime for an exported folder and where torch is not installed)")
 
 
 def read_text(path: str) -> str:

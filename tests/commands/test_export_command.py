@@ -1,0 +1,53 @@
+"""`symboliclight export`, and text from the runtime."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from symboliclight.cli import main
+
+
+def run(capsys, *args):
+    code = main([str(a) for a in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_generate_writes_the_same_text_on_the_runtime_as_on_torch(small_checkpoint, tmp_path, capsys):
+    options = ["generate", "the sun", "--max-tokens", 24, "--temperature", 0, "--json"]
+    texts = []
+    exported = ["--out", tmp_path / "out", "--precision", "float32"]
+    assert run(capsys, "export", "--model", small_checkpoint, *exported)[0] == 0
+    for where in (["--model", small_checkpoint], ["--model", small_checkpoint, "--precision", "float32"],
+                  ["--model", tmp_path / "out"]):
+        code, out, _ = run(capsys, *options, *where)
+        assert code == 0
+        texts.append(json.loads(out)["samples"][0]["text"])
+    assert texts[0] == texts[1] == texts[2] != ""
+
+
+def test_export_makes_the_file_smaller(small_checkpoint, tmp_path, capsys):
+    code, out, _ = run(capsys, "export", "--model", small_checkpoint, "--out", tmp_path / "out", "--json")
+    sizes = json.loads(out)
+    assert code == 0
+    assert sizes["bytes"] < 0.6 * sizes["bytes_before"]
+
+
+def test_generate_runs_without_torch(small_checkpoint):
+    code = "import sys; sys.modules['torch'] = None; from symboliclight.cli import main; sys.exit(main(sys.argv[1:]))"
+    args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "5"]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the sun")
+
+
+@pytest.mark.parametrize("args", [["--model", "nowhere"], []], ids=["missing", "nothing"])
+def test_export_refuses_in_one_line(args, tmp_path, capsys):
+    try:
+        code = main(["export", "--out", str(tmp_path / "out"), *args])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
