@@ -12,14 +12,20 @@ from pathlib import Path
 from symboliclight.report import comparison_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json)( parts)? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def table(path: str) -> str:
-    """Markdown table of one result file: a benchmark's rows, or the demo's comparison."""
+def table(path: str, parts: bool) -> str:
+    """Markdown table of one result file: a benchmark's rows or parts, or the demo's comparison."""
     result = json.loads((ROOT / path).read_text(encoding="utf-8"))
-    if "rows" in result:
-        head: tuple[str, ...] = ("what", "unit", "ours", "against", "ratio", "asked")
+    head: tuple[str, ...]
+    if parts:
+        head = ("model", "part", "seconds a step", "bound by", "floor, s", "times the floor")
+        rows = [(model, p["part"], f"{p['seconds']:.3f}", p["bound"] if p["floor_s"] else "", f"{p['floor_s']:.3f}",
+                 "" if p["overhead"] is None else f"{p['overhead']:.1f}")
+                for model, found in result["parts"].items() for p in found]
+    elif "rows" in result:
+        head = ("what", "unit", "ours", "against", "ratio", "asked")
         rows = [(r["name"], r["unit"], f"{r['value']:,.4g}", f"{r['against']:,.4g}", f"**{r['ratio']:.2f}**",
                  "" if r["target"] is None else f"{r['target']:g}") for r in result["rows"]]
     else:
@@ -30,7 +36,7 @@ def table(path: str) -> str:
 
 def filled(text: str) -> str:
     """The page with every table as its result file has it."""
-    return BLOCK.sub(lambda m: m[1] + table(m[2]) + m[3], text)
+    return BLOCK.sub(lambda m: m[1] + table(m[2], bool(m[3])) + m[4], text)
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """`bench train`: training steps beside GPT-2, their peak memory, and where the time of a step goes.
 
 GPT-2 is `transformers.GPT2LMHeadModel` with SDPA and its own loss, as its users train it: same tokens, batch, bfloat16
-autocast, dropout, clipping and fused AdamW. A second row puts GPT-2 into our training step, whose loss never holds all
-logits.
+autocast, dropout, clipping, fused AdamW and allocator settings. A second row puts GPT-2 into our training step, whose
+loss never holds all logits.
 """
 
 import json
@@ -25,6 +25,7 @@ from symboliclight.errors import InputError
 from symboliclight.model import build
 from symboliclight.optim import adamw
 from symboliclight.tokenizer import write_atomic
+from symboliclight.train.runtime import keep_freed_memory
 from symboliclight.train.step import losses, step
 
 RECIPE = TrainConfig()
@@ -79,6 +80,7 @@ def peak_bytes(kind: str, name: str, batch: int, seq_len: int) -> int:
     code = ("import torch, transformers.models.gpt2, symboliclight.benchmarks.train as t\n"
             "from symboliclight.benchmarks.harness import peak_memory\n"
             f"torch.set_num_threads({torch.get_num_threads()}); before = peak_memory(reset=True)\n"
+            "t.keep_freed_memory()\n"
             f"run = t.STEPS[{kind!r}]({name!r}, {batch}, {seq_len}); run(); run()\nprint(peak_memory() - before)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
@@ -133,6 +135,7 @@ def run(directory: Path, quick: bool = False) -> Path:
         ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 5),
     ]
     check("tiny")
+    keep_freed_memory()  # as `symboliclight train` does; here for both sides
     rows = [r for ours, rival, batch, seq_len, targets, rounds in plan
             for r in versus(ours, rival, batch, seq_len, targets, rounds)]
     chosen, batch, seq_len = ("tiny", 2, 64) if quick else ("v1-194m", 4, 512)
