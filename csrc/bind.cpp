@@ -6,18 +6,11 @@
 #include <algorithm>
 #include <initializer_list>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
-
 #include "isa.hpp"
-#include "parallel.hpp"
 
 namespace nb = nanobind;
 
 namespace symboliclight {
-
-bool forked = false;
 
 namespace {
 
@@ -289,9 +282,6 @@ void set_isa(const std::string& name) {
 
 NB_MODULE(_native, m) {
     using namespace symboliclight;
-#if defined(__unix__) || defined(__APPLE__)
-    pthread_atfork(nullptr, nullptr, [] { forked = true; });
-#endif
     m.def("set_dtypes", [](nb::handle float32, nb::handle bfloat16, nb::handle int64, nb::handle boolean) {
         dtype_object<float> = float32.inc_ref().ptr();
         dtype_object<bf16> = bfloat16.inc_ref().ptr();

@@ -1,18 +1,17 @@
-// Work sharing on the OpenMP team that torch uses too, so that the two never compete for cores.
+// Work sharing: the caller takes items one by one, and helper threads join in as soon as they get a core.
 #pragma once
 
 #include <cstdint>
 
 namespace symboliclight {
 
-extern bool forked;  // OpenMP threads do not survive fork: a forked child runs everything on its own thread
+// f(context, item) for 0 <= item < items on at most `threads` threads; returns when all are done.
+void share(int64_t items, int threads, void (*f)(void*, int64_t), void* context);
 
 // f(item) for every item. Items write to places of their own, so the number of threads cannot change a result.
 template <class F>
 void parallel_for(int64_t items, int threads, F f) {
-    (void)threads;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && items > 1 && !forked)
-    for (int64_t item = 0; item < items; ++item) f(item);
+    share(items, threads, [](void* context, int64_t item) { (*static_cast<F*>(context))(item); }, &f);
 }
 
 }  // namespace symboliclight

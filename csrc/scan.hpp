@@ -8,15 +8,22 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int64_t CHUNK = 256;  // channels one item walks through time with; its carries stay in the first-level cache
+constexpr int64_t CHUNK = 1024;     // most channels that walk through time together: their carries stay in the first-level cache
+constexpr int64_t SMALL = 1 << 15;  // elements that are done before a second thread has woken up
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // f(offset of (b, t = 0, c) in (B, T, D), offset of (b, c) in (B, D), c, channels n) for pieces of channels.
 template <class F>
 void over_channels(Shape shape, int threads, F f) {
-    int64_t pieces = (shape.D + CHUNK - 1) / CHUNK;
+    if (shape.B * shape.T * shape.D < SMALL) threads = 1;
+    // Long runs of channels suit the memory; with few sequences they are cut so that every thread has some.
+    int64_t cuts = ceil_div(2 * threads, shape.B), most = ceil_div(shape.D, 64), fewest = ceil_div(shape.D, CHUNK);
+    int64_t pieces = cuts < fewest ? fewest : cuts < most ? cuts : most, width = ceil_div(ceil_div(shape.D, pieces), 16) * 16;
+    pieces = ceil_div(shape.D, width);
     parallel_for(shape.B * pieces, threads, [&](int64_t item) {
-        int64_t b = item / pieces, c = item % pieces * CHUNK;
-        int64_t n = shape.D - c < CHUNK ? shape.D - c : CHUNK;
+        int64_t b = item / pieces, c = item % pieces * width;
+        int64_t n = shape.D - c < width ? shape.D - c : width;
         f(b * shape.T * shape.D + c, b * shape.D + c, c, n);
     });
 }
@@ -147,6 +154,7 @@ void decay_backward(Shape shape, const T* grad_h, const float* grad_last, const 
 // f(first, n) for pieces of a flat array that do not cross a row of `period` entries (any piece if it is 1).
 template <class F>
 void over_rows(int64_t n, int64_t period, int threads, F f) {
+    if (n < SMALL) threads = 1;
     int64_t row = period > 1 ? period : 1 << 14, step = row * (1 + (1 << 14) / row);
     parallel_for((n + step - 1) / step, threads, [&](int64_t item) {
         int64_t end = (item + 1) * step < n ? (item + 1) * step : n;
