@@ -97,7 +97,7 @@ void event_product(int64_t R, int64_t M, int64_t N, bool by_columns, const T* s,
     const int64_t outputs = by_columns ? M : R, inputs = by_columns ? R : M;
     parallel_for((outputs + GROUP - 1) / GROUP, threads, [&](int64_t item) {
         static thread_local Scratch scratch;
-        scratch.reserve(GROUP * (inputs * 8 + 128));
+        scratch.reserve(GROUP * inputs * 8, GROUP * 2);
         int64_t first = item * GROUP, count = outputs - first < GROUP ? outputs - first : GROUP;
         Active lists[GROUP];
         for (int64_t r = 0; r < count; ++r)

@@ -30,7 +30,7 @@ public:
           scale(1 / std::sqrt(float(s.K))), position(keys.position[b]) {
         int64_t window = columns(s.W) + 2, seen = (window < own ? window : own) + all - own;  // most columns of a block
         int64_t cells = all * depth * 3 + seen * 3 + depth * 4, sums = all * depth * 2;
-        scratch.reserve(cells * CELL * sizeof(E) + (all * SIDE + seen * SCORES * 2 + CELL + sums * CELL) * 4 + 64 * 20);
+        scratch.reserve(cells * CELL * sizeof(E) + (all * SIDE + seen * SCORES * 2 + CELL + sums * CELL) * 4, 16);
         bias = scratch.take<float>(all * SIDE);
         k_across = scratch.take<E>(all * depth * CELL);
         v_along = scratch.take<E>(all * depth * CELL);
@@ -42,8 +42,8 @@ public:
         scores = scratch.take<float>(seen * SCORES);
         slopes = scratch.take<float>(seen * SCORES);
         result = scratch.take<float>(CELL);
-        sums_k = scratch.take<float>(sums / 2 * CELL);
-        sums_v = scratch.take<float>(sums / 2 * CELL);
+        sums_k = scratch.take<float>(sums * CELL);
+        sums_v = sums_k + sums / 2 * CELL;
         pack(keys, b, h, backward);
     }
 
