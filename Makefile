@@ -2,16 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench sanitize docs clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
 	@echo "make test   install and run the tests"
 	@echo "make lint   install and run ruff and mypy"
 	@echo "make bench  install and run the benchmarks into results/"
+	@echo "make docs   fill the tables of README.md and docs/ from results/"
+	@echo "make sanitize  build the kernels with AddressSanitizer and UBSan and run their tests"
 	@echo "make clean  remove the virtual environment and build files"
 
 $(VENV)/installed: $(SOURCES)
@@ -28,11 +30,17 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
 	$(BIN)/symboliclight bench all
+
+sanitize: $(VENV)/installed
+	tools/sanitize.sh $(BIN)/python
+
+docs: $(VENV)/installed
+	$(BIN)/python tools/fill_docs.py
 
 clean:
 	rm -rf $(VENV) build

@@ -37,7 +37,7 @@ Stage = Callable[[str], AbstractContextManager[Any]]  # announces a stage and sh
 class Demo:
     """Options of the demo. Each rate is the best of 1.5e-3, 3e-3, 6e-3 and 1.2e-2 for its model at 0.8M tokens."""
 
-    tokens: int = 2_500_000
+    tokens: int = 4_800_000
     seed: int = 42
     rates: tuple[float, float] = (6e-3, 3e-3)  # of the two models
 
