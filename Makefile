@@ -16,30 +16,31 @@ help:
 	@echo "make sanitize  build the kernels with AddressSanitizer and UBSan and run their tests"
 	@echo "make clean  remove the virtual environment and build files"
 
-$(VENV)/installed: $(SOURCES)
-	@echo "installing into $(VENV) (about two minutes the first time)"
+# $(VENV)/train holds what training needs, $(VENV)/all also what tests, lint and pages need.
+$(VENV)/train $(VENV)/all: $(SOURCES)
+	@echo "installing symboliclight[$(@F)] into $(VENV) (about two minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) scikit-build-core nanobind cmake ninja
-	@$(PIP) --no-build-isolation '.[all]'
+	@$(PIP) --no-build-isolation '.[$(@F)]'
 	@touch $@
 
-demo: $(VENV)/installed
+demo: $(VENV)/train
 	$(BIN)/symboliclight demo --out demo
 
-test: $(VENV)/installed
+test: $(VENV)/all
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-lint: $(VENV)/installed
+lint: $(VENV)/all
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
+bench: $(VENV)/all
 	$(BIN)/symboliclight bench all
 
-sanitize: $(VENV)/installed
+sanitize: $(VENV)/all
 	tools/sanitize.sh $(BIN)/python
 
-docs: $(VENV)/installed
+docs: $(VENV)/all
 	$(BIN)/python tools/fill_docs.py
 
 clean:

@@ -31,6 +31,12 @@ def test_report_is_one_self_contained_page(finished):
         assert f"<h2>{heading}</h2>" in page
 
 
+def test_every_picture_is_also_a_file_of_its_own(finished):
+    out, _, _ = finished
+    for name in ("losses", "sparsity", "raster-english", "raster-chinese"):
+        assert "<svg" in (out / f"{name}.svg").read_text(encoding="utf-8")
+
+
 def test_page_shows_the_figures_of_the_result_file(finished):
     out, result, _ = finished
     page, stored = (out / "report.html").read_text(encoding="utf-8"), json.loads((out / "result.json").read_text())

@@ -19,7 +19,7 @@ from symboliclight.provenance import commit, machine, write_result
 from symboliclight.report import write_report
 from symboliclight.sampling import Sampling, generate
 from symboliclight.sparsity import raster, raster_svg
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.tokenizer import Tokenizer, write_atomic
 from symboliclight.tokenizer import train as train_tokenizer
 from symboliclight.train import train
 
@@ -69,10 +69,14 @@ def demo(out: Path, options: Demo, stage: Stage) -> dict[str, Any]:
         "seed": options.seed, "data_hash": shards.data_hash, "runs": runs, "samples": samples,
     }
     write_result(out / "result.json", result_json)
+    drawn = {"losses": plots.plot_losses({r["label"]: r["metrics"] for r in runs}).decode(),
+             "sparsity": plots.plot_sparsity(runs[0]["eval"]["sparsity"]).decode(),
+             **{f"raster-{p['language'].lower()}": p["svg"] for p in pictures}}
+    for name, svg in drawn.items():
+        write_atomic(out / f"{name}.svg", svg.replace("<svg ", '<svg style="background:#fff;color:#222" ', 1).encode())
     write_report(out / "report.html", {
-        **result_json, "commit": commit(), "machine": machine(), "rasters": pictures,
-        "loss_svg": plots.plot_losses({r["label"]: r["metrics"] for r in runs}).decode(),
-        "sparsity_svg": plots.plot_sparsity(runs[0]["eval"]["sparsity"]).decode()})
+        **result_json, "commit": commit(), "machine": machine(), "rasters": pictures, "loss_svg": drawn["losses"],
+        "sparsity_svg": drawn["sparsity"]})
     return result_json
 
 
@@ -123,7 +127,7 @@ def rasters(model: Any, tokenizer: Tokenizer, corpus: Corpus) -> list[dict[str, 
     for language, domain in SENTENCES.items():
         text = sentence(next(corpus.documents(domain, "validation")), tokenizer)
         caption = f"{language}, from a held-out document: {text} Each mark is a spike; 48 evenly chosen units a site."
-        found.append({"caption": caption, "text": text, "svg": raster_svg(raster(model, tokenizer, text))})
+        found.append({"language": language, "caption": caption, "svg": raster_svg(raster(model, tokenizer, text))})
     return found
 
 

@@ -28,14 +28,15 @@ def write_report(path: Path, result: dict[str, Any]) -> None:
     `result`: {title, lead, runs: [{label, parameters, tokens_per_second, eval}], rasters: [{caption, svg}], loss_svg,
     sparsity_svg, samples: [{label, prompt, text}], commit, machine, seed, data_hash}; `eval` as from `evaluate`.
     """
+    curves, silence = (result[name][result[name].index("<svg"):] for name in ("loss_svg", "sparsity_svg"))
     parts = [
         f"<h1>{html.escape(result['title'])}</h1><p>{html.escape(result['lead'])}</p>",
         "<h2>The comparison</h2>" + _table(*comparison_rows(result["runs"])),
-        "<h2>Learning</h2>" + _figure(result["loss_svg"], "Cross-entropy of training batches (thin) and of held-out "
+        "<h2>Learning</h2>" + _figure(curves, "Cross-entropy of training batches (thin) and of held-out "
                                       "text (dots) against tokens read. Lower is better."),
         "<h2>By domain</h2>" + domain_table(result["runs"]),
         "<h2>Who is silent</h2>" + _figure(
-            result["sparsity_svg"], "Silent fraction of every spike site on held-out text. "
+            silence, "Silent fraction of every spike site on held-out text. "
             "Sites differ, so no single number stands for the model."),
         "<h2>Spikes of a sentence</h2>" + "".join(_figure(r["svg"], r["caption"]) for r in result["rasters"]),
         "<h2>Samples</h2>" + "".join(_sample(s) for s in result["samples"]),

@@ -130,9 +130,9 @@ def run(directory: Path, quick: bool = False) -> Path:
     """Measure and write results/bench-train.json and its chart; `quick` takes small models to test the benchmark."""
     small = 1 / 0.9  # at most 0.9 of GPT-2's memory
     plan = [("tiny", "gpt2-tiny", 2, 64, (1.3, small), 3)] if quick else [
-        ("mini", "gpt2-mini", 8, 512, (1.3, small), 9),
-        ("v1-194m", "gpt2-201m", 4, 512, (1.3, small), 5),
-        ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 5),
+        ("mini", "gpt2-mini", 8, 512, (1.3, small), 7),
+        ("v1-194m", "gpt2-201m", 4, 512, (1.3, small), 3),
+        ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 3),
     ]
     check("tiny")
     keep_freed_memory()  # as `symboliclight train` does; here for both sides
