@@ -25,7 +25,7 @@ pre { white-space: pre-wrap; background: var(--soft); padding: .8rem; border-lef
 def write_report(path: Path, result: dict[str, Any]) -> None:
     """Write the page of a comparison.
 
-    `result`: {title, lead, runs: [{label, parameters, tokens_per_second, eval}], rasters: [{caption, svg}], loss_svg,
+    `result`: {title, lead, runs: [{label, parameters, eval}], rasters: [{caption, svg}], loss_svg,
     sparsity_svg, samples: [{label, prompt, text}], commit, machine, seed, data_hash}; `eval` as from `evaluate`.
     """
     curves, silence = (result[name][result[name].index("<svg"):] for name in ("loss_svg", "sparsity_svg"))
@@ -50,14 +50,13 @@ def write_report(path: Path, result: dict[str, Any]) -> None:
 
 def comparison_rows(runs: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of the comparison, one row a model."""
-    head: tuple[str, ...] = ("model", "parameters", "perplexity", "bits/byte", "silent activations",
-                             "training tokens/s")
+    head: tuple[str, ...] = ("model", "parameters", "perplexity", "bits/byte", "silent activations")
     rows: list[tuple[str, ...]] = []
     for run in runs:
         mean = run["eval"]["mean"]["token_weighted"]
         silent = ", ".join(f"{kind} {x:.1%}" for kind, x in site_groups(run["eval"]).items()) or "none: dense"
         rows.append((run["label"], f"{run['parameters']:,}", f"{mean['perplexity']:.1f}",
-                     f"{mean['bits_per_byte']:.3f}", silent, f"{run['tokens_per_second']:,.0f}"))
+                     f"{mean['bits_per_byte']:.3f}", silent))
     return head, rows
 
 
