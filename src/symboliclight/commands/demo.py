@@ -62,5 +62,5 @@ def _show(result: dict[str, Any], out: Path) -> None:
     console.print(f"Report: [bold]{out / 'report.html'}[/] (open it in a browser). Next:", highlight=False)
     console.print(f"""  symboliclight generate "It was a dark night" --model {out}/tiny
   symboliclight chat --model {out}/tiny
-  symboliclight train --preset mini --data {out}/shards --out runs/mini --set model.vocab_size=4096
+  symboliclight train --preset mini --data {out}/shards --out runs/mini
   symboliclight eval --model {out}/tiny --data {out}/shards --split test""", highlight=False, markup=False)
