@@ -23,7 +23,9 @@ PyObject* dtype_object = nullptr;
 struct Sizes {
     int64_t of[4];
     int n;
-    bool operator==(std::initializer_list<int64_t> other) const { return std::equal(of, of + n, other.begin(), other.end()); }
+    bool operator==(std::initializer_list<int64_t> other) const {
+        return std::equal(of, of + n, other.begin(), other.end());
+    }
 };
 
 nb::object call(nb::handle tensor, const char* method) { return tensor.attr(method)(); }
@@ -155,7 +157,8 @@ void spike_forward(nb::handle v, nb::handle threshold, nb::handle s, int threads
     });
 }
 
-void spike_backward(nb::handle grad_s, nb::handle v, nb::handle threshold, nb::handle grad_v, float alpha, int threads) {
+void spike_backward(nb::handle grad_s, nb::handle v, nb::handle threshold, nb::handle grad_v, float alpha,
+                    int threads) {
     by_dtype(v, [&](auto element) {
         using E = decltype(element);
         int64_t n = sizes(v).of[0], period = sizes(threshold).of[0];
@@ -170,7 +173,8 @@ template <class E>
 WindowKeys<E> window_keys(const WindowShape& w, nb::handle k, nb::handle v, nb::handle gate, nb::handle anchor_k,
                           nb::handle anchor_v, nb::handle anchor_gate, nb::handle position) {
     int64_t S = w.R + w.T;
-    return {data<E>(k, {w.B, S, w.H, w.K}, "k"), data<E>(v, {w.B, S, w.H, w.K}, "v"), data<bool>(gate, {w.B, S}, "gate"),
+    return {data<E>(k, {w.B, S, w.H, w.K}, "k"), data<E>(v, {w.B, S, w.H, w.K}, "v"),
+            data<bool>(gate, {w.B, S}, "gate"),
             data<E>(anchor_k, {w.B, w.A, w.H, w.K}, "anchor_k"), data<E>(anchor_v, {w.B, w.A, w.H, w.K}, "anchor_v"),
             data<bool>(anchor_gate, {w.B, w.A}, "anchor_gate"), data<int64_t>(position, {w.B}, "position")};
 }
@@ -195,10 +199,10 @@ void window_forward(nb::handle q, nb::handle k, nb::handle v, nb::handle gate, n
     });
 }
 
-void window_backward(nb::handle grad_out, nb::handle q, nb::handle k, nb::handle v, nb::handle gate, nb::handle anchor_k,
-                     nb::handle anchor_v, nb::handle anchor_gate, nb::handle position, nb::handle grad_q,
-                     nb::handle grad_k, nb::handle grad_v, nb::handle grad_anchor_k, nb::handle grad_anchor_v,
-                     int64_t window, int threads) {
+void window_backward(nb::handle grad_out, nb::handle q, nb::handle k, nb::handle v, nb::handle gate,
+                     nb::handle anchor_k, nb::handle anchor_v, nb::handle anchor_gate, nb::handle position,
+                     nb::handle grad_q, nb::handle grad_k, nb::handle grad_v, nb::handle grad_anchor_k,
+                     nb::handle grad_anchor_v, int64_t window, int threads) {
     by_dtype(q, [&](auto element) {
         using E = decltype(element);
         WindowShape w = window_shape(q, k, anchor_k, window);
@@ -206,7 +210,8 @@ void window_backward(nb::handle grad_out, nb::handle q, nb::handle k, nb::handle
         auto keys = window_keys<E>(w, k, v, gate, anchor_k, anchor_v, anchor_gate, position);
         auto *q_ = data<E>(q, {w.B, w.T, w.H, w.K}, "q"), *grad_q_ = data<E>(grad_q, {w.B, w.T, w.H, w.K}, "grad_q"),
              *grad_out_ = data<E>(grad_out, {w.B, w.T, w.H, w.K}, "grad_out");
-        WindowGrads<E> grads{data<E>(grad_k, {w.B, S, w.H, w.K}, "grad_k"), data<E>(grad_v, {w.B, S, w.H, w.K}, "grad_v"),
+        WindowGrads<E> grads{data<E>(grad_k, {w.B, S, w.H, w.K}, "grad_k"),
+                             data<E>(grad_v, {w.B, S, w.H, w.K}, "grad_v"),
                              data<E>(grad_anchor_k, {w.B, w.A, w.H, w.K}, "grad_anchor_k"),
                              data<E>(grad_anchor_v, {w.B, w.A, w.H, w.K}, "grad_anchor_v")};
         nb::gil_scoped_release free;

@@ -1,7 +1,7 @@
 // Matrix products of 32 x 32 cells, the one building block of window attention.
 //
-// A left cell holds 32 rows by 32 steps of depth, a right cell 32 steps of depth by 32 columns, a result 32 x 32 floats.
-// `Floats` works in any instruction set, `Tiles` (bfloat16, AMX) does a cell in four tile products.
+// A left cell holds 32 rows by 32 steps of depth, a right cell 32 steps of depth by 32 columns, a result 32 x 32
+// floats. `Floats` works in any instruction set, `Tiles` (bfloat16, AMX) does a cell in four tile products.
 #pragma once
 
 #include "simd.hpp"
@@ -18,7 +18,7 @@ inline void transpose16(float* to, const float* from, int64_t stride) {
     for (int i = 0; i < 16; ++i) row[i] = _mm512_loadu_ps(from + i * stride);
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 #pragma GCC unroll 4
-    for (int step = 1; step < 16; step *= 2) {  // swap the off-diagonal step x step blocks of every 2 step x 2 step block
+    for (int step = 1; step < 16; step *= 2) {  // swap the two step x step blocks beside each diagonal
         const __mmask16 odd = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(step));
         const __m512i next = _mm512_add_epi32(lane, _mm512_set1_epi32(step));
         const __m512i low = _mm512_mask_add_epi32(lane, odd, lane, _mm512_set1_epi32(16 - step));
@@ -67,7 +67,8 @@ struct Floats {
     static void right_transposed(float* to, const float* cell) { left_transposed(to, cell); }
 
     // c (+)= sum over `depth` cells of a left cell times a right cell, `a_step` and `b_step` elements apart.
-    static void product(float* c, const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t depth, bool add) {
+    static void product(float* c, const float* a, int64_t a_step, const float* b, int64_t b_step, int64_t depth,
+                        bool add) {
         constexpr int ROWS = W == 16 ? 8 : 4, COLS = 2;  // sums that fit in the registers
         for (int64_t i = 0; i < SIDE; i += ROWS) {
             for (int64_t j = 0; j < SIDE; j += COLS * W) {
@@ -77,10 +78,10 @@ struct Floats {
                         sum[r][n] = add ? load(c + (i + r) * SIDE + j + n * W, Full{}) : vfloat{};
                 for (int64_t cell = 0; cell < depth; ++cell) {
                     const float *left = a + cell * a_step + i * SIDE, *right = b + cell * b_step + j;
-                    for (int64_t k = 0; k < SIDE; ++k)
+                    for (int64_t k = 0; k < SIDE; ++k, right += SIDE)
                         for (int r = 0; r < ROWS; ++r)
                             for (int n = 0; n < COLS; ++n)
-                                sum[r][n] = fma(splat(left[r * SIDE + k]), load(right + k * SIDE + n * W, Full{}), sum[r][n]);
+                                sum[r][n] = fma(splat(left[r * SIDE + k]), load(right + n * W, Full{}), sum[r][n]);
                 }
                 for (int r = 0; r < ROWS; ++r)
                     for (int n = 0; n < COLS; ++n) store(c + (i + r) * SIDE + j + n * W, sum[r][n], Full{});
@@ -97,7 +98,7 @@ struct Tiles {
     // Tiles are set up for this thread while a Session lives: eight of 16 rows by 64 bytes.
     struct Session {
         Session() {
-            alignas(64) uint8_t shape[64] = {1};  // palette; from 16 on two bytes a tile for its row, from 48 on its rows
+            alignas(64) uint8_t shape[64] = {1};  // palette; from 16 on each tile's bytes a row, from 48 on its rows
             for (int i = 0; i < 8; ++i) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
             memory_barrier();
             _tile_loadconfig(shape);
@@ -110,7 +111,8 @@ struct Tiles {
 
     static void from_floats(bf16* to, const float* cell) {
         for (int64_t i = 0; i < CELL; i += SIDE)
-            _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(cell + i + 16), _mm512_loadu_ps(cell + i)));
+            _mm512_storeu_si512(
+                to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(cell + i + 16), _mm512_loadu_ps(cell + i)));
     }
 
     // A right cell is two tiles of 16 columns; a tile row holds two steps of depth, interleaved.
@@ -137,7 +139,8 @@ struct Tiles {
         transpose_pairs(to, paired);
     }
 
-    static void product(float* c, const bf16* a, int64_t a_step, const bf16* b, int64_t b_step, int64_t depth, bool add) {
+    static void product(float* c, const bf16* a, int64_t a_step, const bf16* b, int64_t b_step, int64_t depth,
+                        bool add) {
         constexpr int result_stride = SIDE * sizeof(float), stride = 64;
         float *c1 = c + 16, *c2 = c + CELL / 2, *c3 = c2 + 16;
         memory_barrier();

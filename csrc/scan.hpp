@@ -8,7 +8,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int64_t CHUNK = 1024;     // most channels that walk through time together: their carries stay in the first-level cache
+constexpr int64_t CHUNK = 1024;     // most channels that walk through time together: their carries stay in the cache
 constexpr int64_t SMALL = 1 << 15;  // elements that are done before a second thread has woken up
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -19,7 +19,8 @@ void over_channels(Shape shape, int threads, F f) {
     if (shape.B * shape.T * shape.D < SMALL) threads = 1;
     // Long runs of channels suit the memory; with few sequences they are cut so that every thread has some.
     int64_t cuts = ceil_div(2 * threads, shape.B), most = ceil_div(shape.D, 64), fewest = ceil_div(shape.D, CHUNK);
-    int64_t pieces = cuts < fewest ? fewest : cuts < most ? cuts : most, width = ceil_div(ceil_div(shape.D, pieces), 16) * 16;
+    int64_t pieces = cuts < fewest ? fewest : cuts < most ? cuts : most;
+    int64_t width = ceil_div(ceil_div(shape.D, pieces), 16) * 16;
     pieces = ceil_div(shape.D, width);
     parallel_for(shape.B * pieces, threads, [&](int64_t item) {
         int64_t b = item / pieces, c = item % pieces * width;
@@ -38,19 +39,23 @@ template <class T>
 void lif_forward(Shape shape, const T* x, const T* r0, const T* leak, const T* threshold, T* s, T* v, T* r,
                  LifOptions options) {
     const vfloat limit = round_to<T>(splat(options.clamp)), one = splat(1), zero{};
+    const bool aligned = (uintptr_t(v) | shape.D * sizeof(T)) % 64 == 0;
     over_channels(shape, options.threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
         float carry[CHUNK];
         copy(carry, r0 + row, n);
         for (int64_t t = 0; t < shape.T; ++t, at += shape.D) {
-            lanes(n, [&](int64_t i, auto m) {
+            lanes(n, [=, &carry](int64_t i, auto m) {
+                __builtin_prefetch(x + at + shape.D + i);  // the next token lies in another page
+                __builtin_prefetch(s + at + shape.D + i, 1);
                 vfloat kept = round_to<T>(load(carry + i, m) * load(leak + c + i, m));
                 vfloat v_t = clamp(round_to<T>(kept + load(x + at + i, m)), limit);
                 auto fired = v_t >= load(threshold + c + i, m);
-                store(v + at + i, v_t, m);
+                store_past(v + at + i, v_t, m, aligned);
                 store(s + at + i, fired ? one : zero, m);
                 store(carry + i, fired ? zero : v_t, m);
             });
         }
+        finish_past();
         copy(r + row, carry, n);
     });
 }
@@ -66,14 +71,19 @@ void lif_backward_as(Shape shape, const T* grad_s, const T* grad_r, const T* v, 
                      LifOptions options) {
     const vfloat limit = round_to<T>(splat(options.clamp)), alpha = splat(options.alpha), zero{};
     constexpr bool recurrent = gradient != Gradient::local;
-    over_channels(shape, options.threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+    over_channels(shape, options.threads, [&](int64_t start, int64_t row, int64_t c, int64_t n) {
         float carry[CHUNK], leak_sum[CHUNK], threshold_sum[CHUNK];
         copy(carry, recurrent ? grad_r + row : nullptr, n);
         copy<float, float>(leak_sum, nullptr, n);
         copy<float, float>(threshold_sum, nullptr, n);
-        at += (shape.T - 1) * shape.D;
-        for (int64_t t = shape.T - 1; t >= 0; --t, at -= shape.D) {
+        for (int64_t step = 0; step < shape.T; ++step) {
+            // Without a recurrence either direction is right, and memory is read faster forwards.
+            int64_t t = recurrent ? shape.T - 1 - step : step, at = start + t * shape.D;
+            int64_t next = recurrent ? -shape.D : shape.D;
             lanes(n, [&](int64_t i, auto m) {
+                __builtin_prefetch(v + at + next + i);
+                __builtin_prefetch(grad_s + at + next + i);
+                __builtin_prefetch(grad_x + at + next + i, 1);
                 vfloat theta = load(threshold + c + i, m), v_t = load(v + at + i, m), fire = load(grad_s + at + i, m);
                 vfloat slope = surrogate(v_t, theta, alpha), back{};
                 if constexpr (recurrent) back = load(carry + i, m);
@@ -117,7 +127,9 @@ void decay_forward(Shape shape, const T* u, const float* decay, const float* h0,
         float carry[CHUNK];
         copy(carry, h0 + row, n);
         for (int64_t t = 0; t < shape.T; ++t, at += shape.D) {
-            lanes(n, [&](int64_t i, auto m) {
+            lanes(n, [=, &carry](int64_t i, auto m) {
+                __builtin_prefetch(u + at + shape.D + i);
+                __builtin_prefetch(h + at + shape.D + i, 1);
                 vfloat d = load(decay + c + i, m);
                 vfloat h_t = fma(d, load(carry + i, m), (one - d) * load(u + at + i, m));
                 store(h + at + i, h_t, m);
@@ -139,6 +151,10 @@ void decay_backward(Shape shape, const T* grad_h, const float* grad_last, const 
         at += (shape.T - 1) * shape.D;
         for (int64_t t = shape.T - 1; t >= 0; --t, at -= shape.D) {
             lanes(n, [&](int64_t i, auto m) {
+                __builtin_prefetch(grad_h + at - shape.D + i);
+                __builtin_prefetch(u + at - shape.D + i);
+                __builtin_prefetch(h + at - 2 * shape.D + i);
+                __builtin_prefetch(grad_u + at - shape.D + i, 1);
                 vfloat d = load(decay + c + i, m), grad = load(grad_h + at + i, m) + load(carry + i, m);
                 vfloat before = t ? load(h + at - shape.D + i, m) : load(h0 + row + i, m);
                 store(grad_u + at + i, (one - d) * grad, m);

@@ -88,6 +88,23 @@ inline void store(bf16* p, vfloat x, N n) {
     std::memcpy(p, &half, sizeof(bf16) * n);
 }
 
+// Stores past the caches where p is aligned to 64 bytes: for what nobody reads soon. finish_past() makes it visible.
+template <class T, class N>
+inline void store_past(T* p, vfloat x, N n, bool aligned) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float> && std::is_same_v<N, Full>)
+        if (aligned) return _mm512_stream_ps(p, (__m512)x);
+#endif
+    (void)aligned;
+    store(p, x, n);
+}
+
+inline void finish_past() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
 // The value that T can hold nearest to x: what one elementwise torch operation in T leaves behind.
 template <class T>
 inline vfloat round_to(vfloat x) {

@@ -36,10 +36,12 @@ struct WindowGrads { T *k, *v, *anchor_k, *anchor_v; };
 // Arrays are contiguous, in the layout named in the Python docstrings; T is float or bf16.
 template <class T>
 struct Kernels {
-    void (*lif_forward)(Shape, const T* x, const T* r0, const T* leak, const T* threshold, T* s, T* v, T* r, LifOptions);
+    void (*lif_forward)(Shape, const T* x, const T* r0, const T* leak, const T* threshold, T* s, T* v, T* r,
+                        LifOptions);
     // grad_leak and grad_threshold (B, D) are sums over tokens; the caller adds up the rows.
     void (*lif_backward)(Shape, const T* grad_s, const T* grad_r, const T* v, const T* r0, const T* leak,
-                         const T* threshold, T* grad_x, T* grad_r0, float* grad_leak, float* grad_threshold, LifOptions);
+                         const T* threshold, T* grad_x, T* grad_r0, float* grad_leak, float* grad_threshold,
+                         LifOptions);
     // decay (D,) per channel; grad_decay (B, D) as above.
     void (*decay_forward)(Shape, const T* u, const float* decay, const float* h0, T* h, float* last, int threads);
     void (*decay_backward)(Shape, const T* grad_h, const float* grad_last, const T* u, const T* h, const float* decay,
@@ -56,8 +58,8 @@ struct Kernels {
                           int threads);
     void (*dropout)(int64_t n, uint32_t seed, uint32_t limit, float scale, const T* x, T* y, int threads);
     // x, y (rows, H, K); cosine, sine (rows, K / 2).
-    void (*rope)(int64_t rows, int64_t H, int64_t K, float sign, const T* x, const float* cosine, const float* sine, T* y,
-                 int threads);
+    void (*rope)(int64_t rows, int64_t H, int64_t K, float sign, const T* x, const float* cosine, const float* sine,
+                 T* y, int threads);
     // logits (N, V), targets and scale (N,), sums (N, 2).
     void (*softmax_loss)(int64_t N, int64_t V, const int64_t* targets, const float* scale, float z_loss, bool wanted,
                          T* logits, float* sums, int threads);

@@ -118,7 +118,8 @@ private:
     }
 
     const T* of(int64_t j, int64_t b, int64_t h, const T* keys, const T* anchors) const {
-        return (j < own ? keys + (b * (s.R + s.T) + j * SIDE) * row : anchors + (b * s.A + (j - own) * SIDE) * row) + h * s.K;
+        const T* first = j < own ? keys + b * (s.R + s.T) * row : anchors + b * s.A * row;
+        return first + (j < own ? j : j - own) * SIDE * row + h * s.K;
     }
     int64_t rows(int64_t j) const {
         int64_t left_over = j < own ? s.R + s.T - j * SIDE : s.A - (j - own) * SIDE;
@@ -126,7 +127,7 @@ private:
     }
     int64_t dims(int64_t d) const { return s.K - d * SIDE < SIDE ? s.K - d * SIDE : SIDE; }
 
-    // Which columns the queries first .. first + 31 can see: a run of their window, and the anchors once one has left it.
+    // Which columns queries first .. first + 31 can see: a run of their window, and the anchors once one has left it.
     void open_block(int64_t first) {
         query = first;
         queries = s.T - first < SIDE ? s.T - first : SIDE;
@@ -139,7 +140,8 @@ private:
     int64_t column(int64_t x) const { return x < recent ? start + x : own + x - recent; }
 
     const E* load_block(E* to, const T* from) const {
-        for (int64_t d = 0; d < depth; ++d) load_cell(to + d * CELL, from + query * row + d * SIDE, row, queries, dims(d));
+        for (int64_t d = 0; d < depth; ++d)
+            load_cell(to + d * CELL, from + query * row + d * SIDE, row, queries, dims(d));
         return to;
     }
 
@@ -153,8 +155,10 @@ private:
     void write_product(T* to, const E* keys, const float* factor) const {
         for (int64_t d = 0; d < depth; ++d) {
             P::product(result, left, CELL, keys + (start * depth + d) * CELL, depth * CELL, recent, false);
-            if (anchors)
-                P::product(result, left + recent * CELL, CELL, keys + (own * depth + d) * CELL, depth * CELL, anchors, true);
+            if (anchors) {
+                const E* last = keys + (own * depth + d) * CELL;
+                P::product(result, left + recent * CELL, CELL, last, depth * CELL, anchors, true);
+            }
             for (int64_t i = 0; i < queries; ++i)
                 lanes(dims(d), [&](int64_t c, auto m) {
                     vfloat x = load(result + i * SIDE + c, m) * splat(factor ? factor[i] : 1);
@@ -237,7 +241,9 @@ private:
     void differentiate_softmax() {
         for (int64_t i = 0; i < SIDE; ++i) {
             vfloat products{};
-            over_row(i, [&](int64_t at) { products = fma(load(scores + at, Full{}), load(slopes + at, Full{}), products); });
+            over_row(i, [&](int64_t at) {
+                products = fma(load(scores + at, Full{}), load(slopes + at, Full{}), products);
+            });
             const vfloat mean = splat(sum(products) * inverse[i]), one_over = splat(inverse[i]), factor = splat(scale);
             over_row(i, [&](int64_t at) {
                 vfloat p = load(scores + at, Full{}) * one_over;
