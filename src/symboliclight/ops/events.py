@@ -38,7 +38,7 @@ def break_even(dtype: torch.dtype) -> float:
 
     AMX multiplies dense bfloat16 so fast that no sparsity below 99% pays.
     """
-    return 0.0 if dtype not in native.DTYPES or (dtype == torch.bfloat16 and native.has_isa("amx")) else 0.15
+    return 0.0 if dtype not in native.DTYPES or (dtype == torch.bfloat16 and native.has_isa("amx")) else 0.12
 
 
 def _sparse(spikes: Tensor) -> bool:
