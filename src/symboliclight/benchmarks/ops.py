@@ -3,6 +3,7 @@
 Every row is a forward and a backward pass together, but for the linear maps over active inputs.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,30 @@ def check(name: str, fast: list[Tensor], slow: list[Tensor], tolerance: float) -
             raise InputError(f"bench ops: {name} is off by {worst:.1e} of the largest entry; run the tests of ops")
 
 
+def milliseconds(*steps: Op) -> list[float]:
+    """Median of each step. A turn repeats its step for 20 ms, so that it is not timed on the other's leavings."""
+    repeats = []
+    for step in steps:
+        step()
+        start = time.perf_counter()
+        step()
+        repeats.append(1 + int(0.02 / (time.perf_counter() - start)))
+
+    def turn(step: Op, times: int) -> Callable[[], None]:
+        def repeat() -> None:
+            for _ in range(times):
+                step()
+
+        return repeat
+
+    turns = {str(i): turn(step, n) for i, (step, n) in enumerate(zip(steps, repeats, strict=True))}
+    return [seconds * 1e3 / n for seconds, n in zip(medians(turns, rounds=15).values(), repeats, strict=True)]
+
+
 def contest(name: str, fast: Op, slow: Op, target: float | None = None) -> dict[str, Any]:
     """One row: milliseconds of `fast` against `slow`."""
-    taken = medians({"fast": fast, "slow": slow}, rounds=15)
-    return row(name, "ms", taken["fast"] * 1e3, taken["slow"] * 1e3, taken["slow"] / taken["fast"], target)
+    value, against = milliseconds(fast, slow)
+    return row(name, "ms", value, against, against / value, target)
 
 
 def in_torch(op: Op) -> Op:
@@ -97,10 +118,9 @@ def decay(tokens: int) -> list[dict[str, Any]]:
     check("decay_scan", fast(), slow(), 1e-4)
     name = f"decay scan, T {tokens}, against the convolution"
     rows = [contest(name, fast, slow, 50)]
-    taken = medians({"short": fast, "long": gradients(ops.decay_scan, long, state)}, rounds=31)
+    once, fourfold = milliseconds(fast, gradients(ops.decay_scan, long, state))
     name = f"decay scan, T {4 * tokens}, against four times T {tokens}"
-    value, against = taken["long"] * 1e3, taken["short"] * 4e3
-    return [*rows, row(name, "ms", value, against, against / value, 4 / 4.3)]
+    return [*rows, row(name, "ms", fourfold, 4 * once, 4 * once / fourfold, 4 / 4.3)]
 
 
 def window(dtype: torch.dtype, tokens: int) -> list[dict[str, Any]]:
