@@ -66,7 +66,7 @@ def milliseconds(*steps: Op) -> list[float]:
         step()
         repeats.append(1 + int(0.02 / (time.perf_counter() - start)))
 
-    def turn(step: Op, times: int) -> Callable[[], None]:
+    def turn(step: Op, times: int) -> Callable[[], object]:
         def repeat() -> None:
             for _ in range(times):
                 step()
