@@ -11,7 +11,7 @@ import symboliclight
 
 ROOT = Path(symboliclight.__file__).parent
 FLOORS: list[set[str]] = [
-    {"errors", "config", "tokenizer", "checkpoint", "provenance"},
+    {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance"},
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
     {"sampling", "train", "optim", "distributed"},

@@ -10,8 +10,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symboliclight.atomic import write_atomic
 from symboliclight.errors import InputError
-from symboliclight.tokenizer import SPECIAL_PIECES, Tokenizer, train, write_atomic
+from symboliclight.tokenizer import SPECIAL_PIECES, Tokenizer, train
 
 # Made by: symboliclight corpus demo --out C; symboliclight tokenizer train C --vocab-size 4096 --out FILE
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer_demo_4096.model"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import symboliclight
+from symboliclight.atomic import write_atomic
 
 
 def commit() -> str:
@@ -40,11 +41,8 @@ def machine() -> dict[str, Any]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write one result file, atomically, with the commit and machine it was measured on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     body = {"commit": commit(), "machine": machine(), **result}
-    part.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomic(path, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from symboliclight import plots
+from symboliclight.atomic import write_atomic
 from symboliclight.config import DataConfig, RunConfig, TrainConfig, preset
 from symboliclight.data.corpus import Corpus, CorpusOptions, build_corpus, demo_sources
 from symboliclight.data.sample import balanced_sample
@@ -19,7 +20,7 @@ from symboliclight.provenance import commit, machine, write_result
 from symboliclight.report import write_report
 from symboliclight.sampling import Sampling, generate
 from symboliclight.sparsity import raster, raster_svg
-from symboliclight.tokenizer import Tokenizer, write_atomic
+from symboliclight.tokenizer import Tokenizer
 from symboliclight.tokenizer import train as train_tokenizer
 from symboliclight.train import train
 

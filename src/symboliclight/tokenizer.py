@@ -9,9 +9,7 @@ other normalisation, encode and decode as SentencePiece does.
 import codecs
 import hashlib
 import io
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
+from symboliclight.atomic import write_atomic
 from symboliclight.errors import InputError
 
 FILE_NAME = "tokenizer.model"  # inside a checkpoint or a shard folder
@@ -281,20 +280,3 @@ def check_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"text has a lone surrogate at character {error.start}, not Unicode; remove it") from error
-
-
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` so that `path` always holds either the old or the new content, whatever happens."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

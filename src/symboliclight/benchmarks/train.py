@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight import plots
+from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import parts
 from symboliclight.benchmarks.harness import medians, row, write
 from symboliclight.config import ModelConfig, TrainConfig, preset
 from symboliclight.errors import InputError
 from symboliclight.model import build
 from symboliclight.optim import adamw
-from symboliclight.tokenizer import write_atomic
 from symboliclight.train.runtime import keep_freed_memory
 from symboliclight.train.step import losses, step
 

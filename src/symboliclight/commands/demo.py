@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
         console.print(f"[bold]{sample['label']}[/]")
         console.print(sample["prompt"] + sample["text"] + "\n", highlight=False, markup=False)
     console.print(f"Report: [bold]{out / 'report.html'}[/] (open it in a browser). Next:", highlight=False)
-    console.print(f"""  symboliclight generate "It was a dark night" --model {out}/tiny
-  symboliclight chat --model {out}/tiny
-  symboliclight train --preset mini --data {out}/shards --out runs/mini
-  symboliclight eval --model {out}/tiny --data {out}/shards --split test""", highlight=False, markup=False)
+    program = sys.argv[0]  # as it was called: a fresh virtual environment is not on the PATH
+    console.print(f"""  {program} generate "It was a dark night" --model {out}/tiny
+  {program} chat --model {out}/tiny
+  {program} train --preset mini --data {out}/shards --out runs/mini
+  {program} eval --model {out}/tiny --data {out}/shards --split test""", highlight=False, markup=False, soft_wrap=True)

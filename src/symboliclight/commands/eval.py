@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import locate
 from symboliclight.commands.models import add_model, load_model, read_text, token_progress
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
 from symboliclight.errors import InputError
-from symboliclight.tokenizer import write_atomic
 
 
 def add(commands: Any) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import (
     add_model,
     add_precision,
@@ -18,7 +19,7 @@ from symboliclight.commands.models import (
 from symboliclight.commands.output import print_json
 from symboliclight.errors import InputError
 from symboliclight.sampling import Completion, Generation, Sampling
-from symboliclight.tokenizer import Tokenizer, write_atomic
+from symboliclight.tokenizer import Tokenizer
 
 NOTICE = """This model was trained to continue text, not to answer. What you write is continued.
 /reset forgets everything, /save FILE keeps the conversation, /exit ends it, Ctrl-C ends a reply."""

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from symboliclight.atomic import write_atomic
 from symboliclight.errors import InputError
-from symboliclight.tokenizer import write_atomic
 
 FORMAT = 1  # of manifests; raised when a field changes meaning
 

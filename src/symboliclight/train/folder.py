@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from symboliclight import provenance
+from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import LAST
 from symboliclight.config import RunConfig, load_run, to_dict
 from symboliclight.errors import InputError
@@ -116,6 +117,4 @@ def truncate_metrics(file: Path, step: int, rollbacks: int) -> None:
         if rollbacks > 0 if rollback else body["step"] <= step:
             kept.append(line + "\n")
             rollbacks -= rollback
-    part = file.with_name(file.name + ".partial")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, file)
+    write_atomic(file, "".join(kept).encode())
