@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from symboliclight import plots
 from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import parts
-from symboliclight.benchmarks.harness import medians, row, write
+from symboliclight.benchmarks.harness import medians, peak_memory, row, write
 from symboliclight.config import ModelConfig, TrainConfig, preset
 from symboliclight.errors import InputError
 from symboliclight.model import build
@@ -75,17 +75,31 @@ def transformers_step(name: str, batch: int, seq_len: int) -> Callable[[], objec
 STEPS = {"ours": our_step, "transformers": transformers_step}
 
 
-def peak_bytes(kind: str, name: str, batch: int, seq_len: int) -> int:
-    """Peak resident memory of two steps in a process of their own, above what it had before the model was built."""
-    code = ("import torch, transformers.models.gpt2, symboliclight.benchmarks.train as t\n"
-            "from symboliclight.benchmarks.harness import peak_memory\n"
-            f"torch.set_num_threads({torch.get_num_threads()}); before = peak_memory(reset=True)\n"
-            "t.keep_freed_memory()\n"
-            f"run = t.STEPS[{kind!r}]({name!r}, {batch}, {seq_len}); run(); run()\nprint(peak_memory() - before)")
+def alone(expression: str) -> Any:
+    """Value of an expression over this module (`t`) in a process of its own, so that no memory is left from before."""
+    code = ("import json, torch, transformers.models.gpt2, symboliclight.benchmarks.train as t\n"
+            f"torch.set_num_threads({torch.get_num_threads()})\n"
+            "t.keep_freed_memory()\n"  # as training does; here for both sides
+            f"print(json.dumps(t.{expression}))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"bench train: a step of {name} failed in its own process: {done.stderr.strip()[-300:]}")
-    return int(done.stdout.split()[-1])
+        reason = done.stderr.strip()[-300:] or f"killed by signal {-done.returncode}, perhaps for want of memory"
+        raise InputError(f"bench train: {expression} failed in its own process: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_bytes(kind: str, name: str, batch: int, seq_len: int) -> int:
+    """Peak resident memory of two steps, above what the process had before the model was built."""
+    before = peak_memory(reset=True)
+    run = STEPS[kind](name, batch, seq_len)
+    run()
+    run()
+    return peak_memory() - before
+
+
+def seconds(ours: str, kind: str, rival: str, batch: int, seq_len: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of `ours` and of the rival, in turns."""
+    return medians({"ours": our_step(ours, batch, seq_len), "rival": STEPS[kind](rival, batch, seq_len)}, rounds)
 
 
 def check(name: str) -> None:
@@ -103,7 +117,7 @@ def check(name: str) -> None:
             loss.backward()
         norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
         found.append((float(loss.detach()), float(norm)))
-    if any(abs(a / b - 1) > 1e-4 for a, b in zip(*found, strict=True)):
+    if not all(abs(a / b - 1) <= 1e-4 for a, b in zip(*found, strict=True)):
         raise InputError(f"bench train: native and torch forms disagree ({found}); nothing was measured")
 
 
@@ -111,13 +125,11 @@ def versus(ours: str, rival: str, batch: int, seq_len: int, targets: tuple[float
     """Rows of one comparison: speed against transformers and against our own step of GPT-2, and memory."""
     what = f"training step, {ours} against {rival}, T {seq_len}, batch {batch}, bf16"
     rows = []
-    rivals = (("transformers", transformers_step, targets[0]), ("GPT-2 in our own step", our_step, None))
-    for label, start, target in rivals:
-        # two models at a time: three of 194M parameters do not fit into 24 GiB
-        times = medians({"ours": our_step(ours, batch, seq_len), "rival": start(rival, batch, seq_len)}, rounds)
+    for label, kind, target in (("transformers", "transformers", targets[0]), ("GPT-2 in our own step", "ours", None)):
+        times = alone(f"seconds({ours!r}, {kind!r}, {rival!r}, {batch}, {seq_len}, {rounds})")
         speed, against = (batch * seq_len / times[name] for name in ("ours", "rival"))
         rows.append(row(f"{what}, {label}", "tokens/s", speed, against, speed / against, target))
-    memory = {kind: peak_bytes(kind, name, batch, seq_len) / 2**20
+    memory = {kind: alone(f"peak_bytes({kind!r}, {name!r}, {batch}, {seq_len})") / 2**20
               for kind, name in (("ours", ours), ("transformers", rival))}
     ratio = memory["transformers"] / memory["ours"]
     rows.append(row(f"peak memory of that step, {ours} against {rival}, T {seq_len}", "MiB", memory["ours"],
@@ -134,7 +146,7 @@ def run(directory: Path, quick: bool = False) -> Path:
         ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 3),
     ]
     check("tiny")
-    keep_freed_memory()  # as `symboliclight train` does; here for both sides
+    keep_freed_memory()
     rows = [r for ours, rival, batch, seq_len, targets, rounds in plan
             for r in versus(ours, rival, batch, seq_len, targets, rounds)]
     chosen, batch, seq_len = ("tiny", 2, 64) if quick else ("v1-194m", 4, 512)
