@@ -1,8 +1,9 @@
 """`bench train`: training steps beside GPT-2, their peak memory, and where the time of a step goes.
 
 GPT-2 is `transformers.GPT2LMHeadModel` with SDPA and its own loss, as its users train it: same tokens, batch, bfloat16
-autocast, dropout, clipping, fused AdamW and allocator settings. A second row puts GPT-2 into our training step, whose
-loss never holds all logits.
+autocast, clipping, fused AdamW and allocator settings. Targets are judged without dropout on either side: with dropout,
+SDPA on a CPU leaves its fused kernel and holds all T x T weights, which slows GPT-2 several times. Further rows put
+GPT-2 into our training step, whose loss never holds all logits, and give both models their dropout.
 """
 
 import json
@@ -36,27 +37,27 @@ def tokens_of(config: ModelConfig, batch: int, seq_len: int) -> Tensor:
     return torch.randint(0, config.vocab_size, (batch, seq_len + 1), generator=torch.Generator().manual_seed(0))
 
 
-def at_length(name: str, seq_len: int) -> ModelConfig:
+def at_length(name: str, seq_len: int, dropout: float = 0.0) -> ModelConfig:
     """A preset with room for `seq_len` tokens."""
     config = preset(name)
-    return replace(config, max_seq_len=max(config.max_seq_len, seq_len))
+    return replace(config, max_seq_len=max(config.max_seq_len, seq_len), dropout=dropout)
 
 
-def our_step(name: str, batch: int, seq_len: int) -> Callable[[], object]:
+def our_step(name: str, batch: int, seq_len: int, dropout: float = 0.0) -> Callable[[], object]:
     """The step of `symboliclight train`."""
     torch.manual_seed(0)
-    config = at_length(name, seq_len)
+    config = at_length(name, seq_len, dropout)
     model = build(config).train()
     optimizer, ids = adamw(model, RECIPE), tokens_of(config, batch, seq_len).numpy()
     return lambda: step(model, optimizer, [(ids[:, :-1], ids[:, 1:])], RECIPE, RECIPE.lr)
 
 
-def transformers_step(name: str, batch: int, seq_len: int) -> Callable[[], object]:
+def transformers_step(name: str, batch: int, seq_len: int, dropout: float = 0.0) -> Callable[[], object]:
     """The same step written with `transformers` alone."""
     from transformers import GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = at_length(name, seq_len)
+    config = at_length(name, seq_len, dropout)
     wrapped: Any = build(config)
     model = GPT2LMHeadModel(wrapped.transformer.config).train()
     optimizer, ids = adamw(model, RECIPE), tokens_of(config, batch, seq_len)[:, :-1]
@@ -97,9 +98,12 @@ def peak_bytes(kind: str, name: str, batch: int, seq_len: int) -> int:
     return peak_memory() - before
 
 
-def seconds(ours: str, kind: str, rival: str, batch: int, seq_len: int, rounds: int) -> dict[str, float]:
+def seconds(
+    ours: str, kind: str, rival: str, batch: int, seq_len: int, dropout: float, rounds: int
+) -> dict[str, float]:
     """Median seconds of a step of `ours` and of the rival, in turns."""
-    return medians({"ours": our_step(ours, batch, seq_len), "rival": STEPS[kind](rival, batch, seq_len)}, rounds)
+    return medians({"ours": our_step(ours, batch, seq_len, dropout),
+                    "rival": STEPS[kind](rival, batch, seq_len, dropout)}, rounds)
 
 
 def check(name: str) -> None:
@@ -124,9 +128,12 @@ def check(name: str) -> None:
 def versus(ours: str, rival: str, batch: int, seq_len: int, targets: tuple[float, float], rounds: int) -> list[dict]:
     """Rows of one comparison: speed against transformers and against our own step of GPT-2, and memory."""
     what = f"training step, {ours} against {rival}, T {seq_len}, batch {batch}, bf16"
+    dropout = preset(ours).dropout
     rows = []
-    for label, kind, target in (("transformers", "transformers", targets[0]), ("GPT-2 in our own step", "ours", None)):
-        times = alone(f"seconds({ours!r}, {kind!r}, {rival!r}, {batch}, {seq_len}, {rounds})")
+    for label, kind, rate, target in (("transformers", "transformers", 0.0, targets[0]),
+                                      ("GPT-2 in our own step", "ours", 0.0, None),
+                                      (f"transformers, both with dropout {dropout:g}", "transformers", dropout, None)):
+        times = alone(f"seconds({ours!r}, {kind!r}, {rival!r}, {batch}, {seq_len}, {rate}, {rounds})")
         speed, against = (batch * seq_len / times[name] for name in ("ours", "rival"))
         rows.append(row(f"{what}, {label}", "tokens/s", speed, against, speed / against, target))
     memory = {kind: alone(f"peak_bytes({kind!r}, {name!r}, {batch}, {seq_len})") / 2**20
@@ -142,8 +149,8 @@ def run(directory: Path, quick: bool = False) -> Path:
     small = 1 / 0.9  # at most 0.9 of GPT-2's memory
     plan = [("tiny", "gpt2-tiny", 2, 64, (1.3, small), 3)] if quick else [
         ("mini", "gpt2-mini", 8, 512, (1.3, small), 7),
-        ("v1-194m", "gpt2-201m", 4, 512, (1.3, small), 3),
-        ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 3),
+        ("v1-194m", "gpt2-201m", 4, 512, (1.3, small), 5),
+        ("v1-194m", "gpt2-201m", 1, 2048, (1.6, small), 5),
     ]
     check("tiny")
     keep_freed_memory()
