@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from symboliclight.benchmarks.harness import medians
 from symboliclight.config import ModelConfig, TrainConfig
 from symboliclight.model import build
+from symboliclight.model.state import LayerState
 from symboliclight.ops import linear_cross_entropy
 from symboliclight.ops.rope import rope_tables
 from symboliclight.optim import adamw
@@ -59,9 +60,20 @@ def profile(config: ModelConfig, batch: int, seq_len: int) -> list[dict[str, Any
         p.grad = torch.randn_like(p)
     found["clip and AdamW"] = (lambda: (nn.utils.clip_grad_norm_(model.parameters(), 1.0), optimizer.step()), 1, 0)
     times = medians({name: run for name, (run, _, _) in found.items()}, rounds=5)
-    size = {"clip and AdamW": sum(p.numel() for p in model.parameters()) * 4 * 8}  # clip r/w g; AdamW r g,p,m,v w p,m,v
+    size = _bytes(model, config, tokens.numel())
     return [_part(name, times[name] * count, count, macs, size.get(name, 0))
             for name, (_, count, macs) in found.items()]
+
+
+def _bytes(model: Any, config: ModelConfig, n: int) -> dict[str, int]:
+    """Bytes that parts without products must touch for n tokens, in float32 arrays read or written once."""
+    stream, table = n * config.d_model, config.vocab_size * config.d_model
+    return {
+        "encoder": 4 * (10 * stream + table),  # lookup 2, norm 2 and 3 back, scan 2 and 1 back; the table's gradient
+        "embedding": 4 * (5 * stream + table),
+        "block spikes": 4 * 5 * stream * config.n_layers,  # read and written; gradient and input read, gradient written
+        "clip and AdamW": 4 * 8 * sum(p.numel() for p in model.parameters()),  # norm 1, update 7
+    }
 
 
 def _part(name: str, seconds: float, count: int, macs: int, size: int) -> dict[str, Any]:
@@ -80,17 +92,27 @@ def _our_parts(model: Any, config: ModelConfig, tokens: Tensor) -> Parts:
     D, n, K = config.d_model, tokens.numel(), config.head_dim
     state, block = model.initial_state(B), model.blocks[0]
     past = state.layers[0]
-    past.k, past.v, past.gate = past.k[:, :0], past.v[:, :0], past.gate[:, :0]
+    if past.k is not None:
+        past.k, past.v, past.gate = past.k[:, :0], past.v[:, :0], past.gate[:, :0]
     c = torch.nn.functional.layer_norm(torch.randn(B, T, D), (D,))
     s, gate = (c >= 1).float(), torch.ones(B, T, dtype=torch.bool)
     tables = rope_tables(torch.arange(T).expand(B, T), K, config.rope_base, torch.float32)
     mixer, L = block.mixer, config.n_layers
+    heads = torch.randn(B, T, config.n_heads, K)
     seen = min(config.window + config.n_anchors, T / 2) * D  # keys a query sees on average, times width
-    mixing = 5 * D * D * n
+    decay, attention = config.paths != "attention", config.paths != "decay"
+    mixing: Parts = {}
+    if decay:
+        mixing["decay"] = (both_ways(lambda s: mixer.remember(s, past, LayerState()), s), L, L * D * D * n)
+    if attention:
+        attend = both_ways(lambda c: mixer.attend(c, gate, tables, state.position, past, LayerState()), c)
+        mixing["attention"] = (attend, L, int(L * (3 * D * D + 2 * seen) * n))
+    paths = [heads] * (decay + attention)
+    join = both_ways(lambda c, *o: mixer.join(c, o[0] if decay else None, o[-1] if attention else None), c, *paths)
     return {
         "encoder": (both_ways(lambda: model.encoder(tokens, state.v, None)[0]), 1, 0),
-        "mixer": (both_ways(lambda s, c: mixer(s, c, gate, tables, state.position, past)[0], s, c), L,
-                  int(L * (mixing + 2 * seen * n))),
+        **mixing,
+        "mix and project": (join, L, L * D * D * n),
         "ffn": (both_ways(block.ffn, c), L, L * 2 * D * config.d_ff * n),
         "block spikes": (both_ways(block.spike, c), L, 0),
     }
@@ -102,7 +124,7 @@ def _gpt2_parts(model: Any, config: ModelConfig, tokens: Tensor) -> Parts:
     attention = lambda x: block.attn(block.ln_1(x))[0]  # noqa: E731
     return {
         "embedding": (both_ways(lambda: model.transformer.wte(tokens) + model.transformer.wpe(torch.arange(T))), 1, 0),
-        "mixer": (both_ways(attention, x), L, int(L * n * (4 * D * D + T * D))),
+        "attention": (both_ways(attention, x), L, int(L * n * (4 * D * D + T * D))),
         "ffn": (both_ways(lambda x: block.mlp(block.ln_2(x)), x), L, L * 2 * D * config.d_ff * n),
     }
 

@@ -130,9 +130,10 @@ def versus(ours: str, rival: str, batch: int, seq_len: int, targets: tuple[float
     what = f"training step, {ours} against {rival}, T {seq_len}, batch {batch}, bf16"
     dropout = preset(ours).dropout
     rows = []
-    for label, kind, rate, target in (("transformers", "transformers", 0.0, targets[0]),
-                                      ("GPT-2 in our own step", "ours", 0.0, None),
-                                      (f"transformers, both with dropout {dropout:g}", "transformers", dropout, None)):
+    contests = [("transformers", "transformers", 0.0, targets[0]), ("GPT-2 in our own step", "ours", 0.0, None)]
+    if dropout:
+        contests.append((f"transformers, both with dropout {dropout:g}", "transformers", dropout, None))
+    for label, kind, rate, target in contests:
         times = alone(f"seconds({ours!r}, {kind!r}, {rival!r}, {batch}, {seq_len}, {rate}, {rounds})")
         speed, against = (batch * seq_len / times[name] for name in ("ours", "rival"))
         rows.append(row(f"{what}, {label}", "tokens/s", speed, against, speed / against, target))

@@ -31,22 +31,39 @@ class Mixer(nn.Module):
         self, s: Tensor, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState
     ) -> tuple[Tensor, LayerState]:
         """s, c (B, T, D), gate (B, T) bool, position (B,) of the first token -> c (B, T, D) and the new past."""
-        B, T, D = c.shape
-        heads = (B, T, self.config.n_heads, self.config.head_dim)
         paths, new = self.config.paths, LayerState()
-        if paths != "attention":
-            assert past.h is not None
-            decay, new.h = decay_scan(event_linear(s, self.tcam.weight).view(heads), self.decay_raw.sigmoid(), past.h)
-        if paths != "decay":
-            q, k = rope(self.q(c).view(heads), tables), rope(self.k(c).view(heads), tables)
-            attention = self._attend(q, k, self.v(c).view(heads), gate, position, past, new)
-        if paths == "both":
+        decay = self.remember(s, past, new) if paths != "attention" else None
+        attention = self.attend(c, gate, tables, position, past, new) if paths != "decay" else None
+        return self.join(c, decay, attention), new
+
+    def remember(self, s: Tensor, past: LayerState, new: LayerState) -> Tensor:
+        """The decay path: s (B, T, D) -> (B, T, H, K); fills its part of `new`."""
+        assert past.h is not None
+        u = event_linear(s, self.tcam.weight).view(self._heads(s))
+        decay, new.h = decay_scan(u, self.decay_raw.sigmoid(), past.h)
+        return decay
+
+    def attend(
+        self, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState,
+        new: LayerState,
+    ) -> Tensor:
+        """The attention path: c (B, T, D) -> (B, T, H, K); fills its part of `new`."""
+        heads = self._heads(c)
+        q, k = rope(self.q(c).view(heads), tables), rope(self.k(c).view(heads), tables)
+        return self._window(q, k, self.v(c).view(heads), gate, position, past, new)
+
+    def join(self, c: Tensor, decay: Tensor | None, attention: Tensor | None) -> Tensor:
+        """Mix, project, add to the residual stream c (B, T, D) and normalise."""
+        if decay is not None and attention is not None:
             o = torch.lerp(decay, attention, self.attn_gate.sigmoid().to(decay.dtype))
         else:
-            o = decay if paths == "decay" else attention
-        return self.norm(c + self.out(dropout(o.reshape(B, T, D), self.config.dropout, self.training))), new
+            o = decay if attention is None else attention  # type: ignore[assignment]
+        return self.norm(c + self.out(dropout(o.reshape(c.shape), self.config.dropout, self.training)))
 
-    def _attend(
+    def _heads(self, x: Tensor) -> tuple[int, ...]:
+        return (*x.shape[:-1], self.config.n_heads, self.config.head_dim)
+
+    def _window(
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, position: Tensor, past: LayerState, new: LayerState
     ) -> Tensor:
         """Window attention over past and present keys; fills the attention part of `new`."""
