@@ -89,7 +89,7 @@ class SymbolicLight(nn.Module):
 
 
 def _present(position: Tensor, length: int) -> Tensor | None:
-    """(B, T) mask of real tokens, or None where no row is still in its left padding."""
-    if not bool((position < 0).any()):
+    """(B, T) mask of real tokens, or None where no row is still in its left padding; a fixed graph always masks."""
+    if not torch.compiler.is_exporting() and not bool((position < 0).any()):
         return None
     return position[:, None] + torch.arange(length, device=position.device) >= 0
