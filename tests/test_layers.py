@@ -14,8 +14,8 @@ FLOORS: list[set[str]] = [
     {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance"},
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
-    {"sampling", "train", "optim", "distributed"},
-    {"evaluate", "sparsity", "energy", "study", "report", "plots", "recipes", "interop", "benchmarks"},
+    {"sampling", "likelihood", "runner", "train", "optim", "distributed"},
+    {"evaluate", "sparsity", "operations", "energy", "study", "report", "plots", "recipes", "interop", "benchmarks"},
     {"cli", "commands", "serve"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

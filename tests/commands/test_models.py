@@ -190,3 +190,20 @@ def test_info_counts_a_model_by_part(call, small_model, small_checkpoint):
     assert found["config"]["d_model"] == 32
     assert found["tokenizer"] == {"pieces": 520, "hash": Tokenizer.load(small_checkpoint).hash}
     assert f"blocks.*.ffn       {2 * (2 * 32 * 64 + 2 * 32):,}" in call("info").out
+
+
+def test_eval_counts_operations_where_asked(call, small_shards):
+    options = ("--data", small_shards.path, "--max-tokens", 200, "--seq-len", 40)
+    plain = json.loads(call("eval", *options, "--json").out)
+    found = json.loads(call("eval", *options, "--operations", "--json").out)
+    operations = found.pop("operations")
+    assert found == plain
+    read = operations["tokens"]
+    assert read == plain["mean"]["token_weighted"]["tokens"]
+    spikes = plain["sparsity"]["counts"]
+    for site, part in (("encoder", "blocks.0.mixer.tcam"), ("ffn.1", "blocks.1.ffn.down")):
+        assert operations["parts"][part]["acs"] == pytest.approx(spikes[site]["active"] * 32 / read)
+        assert operations["activation_sparsity_by_site"][site] == pytest.approx(plain["sparsity"]["sites"][site])
+    table = call("eval", *options, "--operations").out.splitlines()
+    assert next(line for line in table if line.startswith("blocks.*.ffn.up")).split()[1:] == ["4,096", "0", "4,096"]
+    assert next(line for line in table if line.startswith("blocks.*.mixer.attention +"))

@@ -8,6 +8,7 @@ from typing import Any
 from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import locate
 from symboliclight.commands.models import add_model, load_model, read_text, token_progress
+from symboliclight.commands.operations import counted, print_operations
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
@@ -25,6 +26,8 @@ def add(commands: Any) -> None:
                    help="tokens of each domain at most; of --text all are read (default: 65536)")
     p.add_argument("--seq-len", type=int, metavar="N",
                    help="tokens of a window, which starts without memory (default: the model's max_seq_len)")
+    p.add_argument("--operations", action="store_true",
+                   help="count operations a token by part as well, by NeuroBench's rule")
     p.add_argument("--json", action="store_true", help="print JSON, with sparsity by domain and position as well")
     p.add_argument("--out", metavar="FILE", help="write the JSON to a file too")
     p.set_defaults(run=_run)
@@ -41,20 +44,24 @@ def _run(args: argparse.Namespace) -> None:
 
     if args.text is not None:
         text = read_text(args.text)
-        with token_progress("evaluating", len(tokenizer.encode(text))) as advance:
+        with counted(model, args.operations) as operations, \
+                token_progress("evaluating", len(tokenizer.encode(text))) as advance:
             result = evaluate_text(model, tokenizer, text, args.seq_len, advance)
     else:
         shards = Shards.open(args.data)
         counts = shards.splits[args.split].values()
-        with token_progress("evaluating", sum(min(args.max_tokens, d["tokens"]) for d in counts)) as advance:
+        with counted(model, args.operations) as operations, \
+                token_progress("evaluating", sum(min(args.max_tokens, d["tokens"]) for d in counts)) as advance:
             result = evaluate(model, tokenizer, shards, args.split, args.max_tokens, args.seq_len, advance)
-    result = {"model": str(args.model), "seed": _training_seed(args.model), **result}
+    result = {"model": str(args.model), "seed": _training_seed(args.model), **result, **operations}
     if args.out is not None:
         _save(args.out, result)
     if args.json:
         print_json(result)
     else:
         _print_tables(result)
+        if args.operations:
+            print_operations(result["operations"])
 
 
 def _training_seed(directory: str) -> int | None:

@@ -1,0 +1,45 @@
+"""What `symboliclight eval --operations` adds: operations a token, by part."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from symboliclight.commands.output import print_table
+
+
+@contextmanager
+def counted(model: Any, wanted: bool) -> Iterator[dict[str, Any]]:
+    """Fill the yielded dict with {"operations": report} of the passes made inside the block, if `wanted`."""
+    from symboliclight.operations import OperationMeter  # needs torch, which loading the model has asked for
+
+    found: dict[str, Any] = {}
+    if not wanted:
+        yield found
+        return
+    with OperationMeter(model) as meter:
+        yield found
+    found["operations"] = meter.report()
+
+
+def print_operations(report: dict[str, Any]) -> None:
+    """Tables of operations a token, layers of a kind together, and of the figures of NeuroBench."""
+    sums: dict[str, Counter[str]] = {}
+    for name, part in report["parts"].items():
+        kind = re.sub(r"\.\d+\.", ".*.", name) + ("" if part["neurobench"] else " +")
+        sums.setdefault(kind, Counter()).update({key: part[key] for key in ("macs", "acs", "dense")})
+    rows = [(name, *(_count(sums[name][key]) for key in ("macs", "acs", "dense"))) for name in sums]
+    totals = (("all", "per_token"), ("NeuroBench's part", "neurobench_per_token"))
+    rows += [(name, *(_count(report[key][kind]) for kind in ("macs", "acs", "dense"))) for name, key in totals]
+    print()
+    print_table(("operations a token", "MAC", "AC", "dense"), rows)
+    print("+ not counted by NeuroBench. Counted by neither: " + "; ".join(report["not_counted"]) + ".")
+    activation = report["activation_sparsity"]
+    silent = "none: no spikes" if activation is None else f"{activation:.2%}"
+    print(f"footprint {report['footprint_bytes']:,} bytes, connection sparsity {report['connection_sparsity']:.2%}, "
+          f"activation sparsity over all sites {silent}")
+
+
+def _count(value: float) -> str:
+    return f"{value:,.1f}" if value % 1 else f"{value:,.0f}"
