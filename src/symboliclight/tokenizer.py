@@ -232,15 +232,15 @@ class _Rules:
     @classmethod
     def read(cls, model: bytes) -> "_Rules":
         """Field numbers are those of sentencepiece_model.proto."""
-        sections = dict(_fields(model))  # 2 TrainerSpec, 3 NormalizerSpec
-        trainer, normalizer = (dict(_fields(sections.get(number, b""))) for number in (2, 3))
+        sections = dict(proto_fields(model))  # 2 TrainerSpec, 3 NormalizerSpec
+        trainer, normalizer = (dict(proto_fields(sections.get(number, b""))) for number in (2, 3))
         plain = not normalizer.get(2) and bool(normalizer.get(5, 1))  # no character map; spaces escaped
         prefix, squeeze = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
         exact = plain and not prefix and not squeeze and bool(trainer.get(35, 0))  # 35: byte fallback
         return cls(exact, "all" if squeeze else "one" if prefix else "none")
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+def proto_fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of each field of a protobuf message; nested messages and strings as bytes."""
     at = 0
 
