@@ -20,7 +20,7 @@ help:
 $(VENV)/train $(VENV)/all: $(SOURCES)
 	@echo "installing symboliclight[$(@F)] into $(VENV) (about two minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) scikit-build-core nanobind cmake ninja
+	@$(PIP) scikit-build-core nanobind cmake ninja setuptools
 	@$(PIP) --no-build-isolation '.[$(@F)]'
 	@touch $@
 

@@ -141,7 +141,7 @@ class Generation:
         tokens, state, room = self._begin()
         alive = list(range(len(self._rows)))
         while alive:
-            logits, state = _step(self._model, tokens, state)
+            logits, state = next_logits(self._model, tokens, state)
             for i, row_logits in zip(alive, logits, strict=True):
                 if text := self._choose(i, row_logits, room[i]):
                     yield i, text
@@ -165,7 +165,7 @@ class Generation:
         tokens = np.zeros((len(lengths), width), dtype=np.int64)
         for i, prompt in enumerate(self._prompts):
             tokens[i, padding[i] :] = prompt
-        state = _padded(self._model, padding) if padding.any() else self.state
+        state = padded_state(self._model, padding) if padding.any() else self.state
         limit = getattr(self._model, "context_limit", None)
         if limit is None:
             return tokens, state, [self._max_tokens] * len(lengths)
@@ -244,15 +244,16 @@ def generate(
     return run.completions
 
 
-def _padded(model: Any, padding: np.ndarray) -> Any:
+def padded_state(model: Any, padding: np.ndarray) -> Any:
+    """The state of any model before rows with `padding` (B,) absent tokens on their left."""
     if not hasattr(model, "features"):
         return model.initial_state(len(padding), padding)
-    from symboliclight.model.step import padded_state
+    from symboliclight.model import step
 
-    return padded_state(model, padding)
+    return step.padded_state(model, padding)
 
 
-def _step(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+def next_logits(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
     """Logits after the last token (B, V), and the state. A model without `features` takes and gives numpy arrays."""
     if hasattr(model, "last"):  # the runtime: its head reads only the last row
         return model.last(tokens, state)

@@ -1,4 +1,4 @@
-"""`symboliclight eval`: perplexity, bits per byte and sparsity of a model."""
+"""`symboliclight eval`: perplexity, bits per byte and sparsity of a model, and benchmark tasks."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from symboliclight.checkpoint import locate
 from symboliclight.commands.models import add_model, load_model, read_text, token_progress
 from symboliclight.commands.operations import counted, print_operations
 from symboliclight.commands.output import print_json, print_table
+from symboliclight.commands.tasks import add_tasks, asks_for_tasks, print_tasks, run_tasks
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
 from symboliclight.errors import InputError
@@ -17,7 +18,7 @@ from symboliclight.errors import InputError
 
 def add(commands: Any) -> None:
     """Add the parser."""
-    p = commands.add_parser("eval", help="measure perplexity, bits per byte and sparsity")
+    p = commands.add_parser("eval", help="measure perplexity, bits per byte and sparsity, or run benchmark tasks")
     add_model(p)
     p.add_argument("--data", metavar="DIR", help="a shard folder, made with the model's tokenizer")
     p.add_argument("--text", metavar="FILE", help="a UTF-8 text file, instead of --data")
@@ -26,6 +27,7 @@ def add(commands: Any) -> None:
                    help="tokens of each domain at most; of --text all are read (default: 65536)")
     p.add_argument("--seq-len", type=int, metavar="N",
                    help="tokens of a window, which starts without memory (default: the model's max_seq_len)")
+    add_tasks(p)
     p.add_argument("--operations", action="store_true",
                    help="count operations a token by part as well, by NeuroBench's rule")
     p.add_argument("--json", action="store_true", help="print JSON, with sparsity by domain and position as well")
@@ -34,11 +36,28 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if (args.data is None) == (args.text is None):
-        raise InputError("give either --data DIR or --text FILE")
+    tasks = asks_for_tasks(args)
+    if (args.data is not None) + (args.text is not None) + tasks != 1:
+        raise InputError("give either --data DIR or --text FILE, or --tasks NAMES")
     for name in ("max_tokens", "seq_len"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    result = {"model": str(args.model), "seed": _training_seed(args.model),
+              **(run_tasks(args) if tasks else _perplexity(args))}
+    if args.out is not None:
+        _save(args.out, result)
+    if args.json:
+        print_json(result)
+    elif tasks:
+        print_tasks(result)
+    else:
+        _print_tables(result)
+        if args.operations:
+            print_operations(result["operations"])
+
+
+def _perplexity(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures on shards or a text."""
     model, tokenizer = load_model(args.model)
     from symboliclight.evaluate import evaluate, evaluate_text  # needs torch, which load_model has asked for
 
@@ -53,15 +72,7 @@ def _run(args: argparse.Namespace) -> None:
         with counted(model, args.operations) as operations, \
                 token_progress("evaluating", sum(min(args.max_tokens, d["tokens"]) for d in counts)) as advance:
             result = evaluate(model, tokenizer, shards, args.split, args.max_tokens, args.seq_len, advance)
-    result = {"model": str(args.model), "seed": _training_seed(args.model), **result, **operations}
-    if args.out is not None:
-        _save(args.out, result)
-    if args.json:
-        print_json(result)
-    else:
-        _print_tables(result)
-        if args.operations:
-            print_operations(result["operations"])
+    return {**result, **operations}
 
 
 def _training_seed(directory: str) -> int | None:
