@@ -3,16 +3,18 @@
     config.json   model.safetensors   tokenizer.model   [training/state.json   training/optimizer.safetensors]
 
 A directory appears whole or not at all: it is written beside its place, synced to disk, and renamed. Nothing here
-unpickles: tensors are safetensors, the rest is JSON.
+unpickles: tensors are safetensors, the rest is JSON. Weights imported without their tokenizer say so in their metadata;
+only they may lack tokenizer.model.
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,7 @@ CONFIG, MODEL = "config.json", "model.safetensors"
 STATE, OPTIMIZER = "training/state.json", "training/optimizer.safetensors"
 LAST = "last"  # in a run folder: link to the newest checkpoint
 _TOKENIZER_HASH = "tokenizer_sha256"  # metadata of model.safetensors: ids mean nothing under another tokenizer
+_NO_TOKENIZER = "none"  # in place of the hash
 
 Framework = Literal["torch", "numpy"]
 
@@ -38,12 +41,19 @@ class Training:
     tensors: Mapping[str, Any]
 
 
-def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any], tokenizer: Tokenizer,
+class Stream(NamedTuple):
+    """Float32 tensors too large to hold together: their shapes by name, and the arrays, one by one in that order."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    arrays: Iterator[tuple[str, np.ndarray]]
+
+
+def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any] | Stream, tokenizer: Tokenizer | None,
          training: Training | None = None) -> None:
     """Write a checkpoint, replacing the one that is there only once the new one is complete.
 
-    `tensors` are torch tensors or numpy arrays. Raises `InputError` if the disk is full or `directory` holds
-    something else; what was there before is then untouched.
+    `tensors` are torch tensors or numpy arrays; without a tokenizer the model computes logits only. Raises `InputError`
+    if the disk is full or `directory` holds something else; what was there before is then untouched.
     """
     directory = Path(directory)
     partial, old = _beside(directory)
@@ -54,8 +64,9 @@ def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any],
     try:
         (partial / STATE).parent.mkdir(parents=True)
         save_json(partial / CONFIG, model=config)
-        _write_tensors(partial / MODEL, tensors, {_TOKENIZER_HASH: tokenizer.hash})
-        tokenizer.save(partial / TOKENIZER)
+        _write_tensors(partial / MODEL, tensors, {_TOKENIZER_HASH: tokenizer.hash if tokenizer else _NO_TOKENIZER})
+        if tokenizer:
+            tokenizer.save(partial / TOKENIZER)
         if training is None:
             (partial / STATE).parent.rmdir()
         else:
@@ -84,14 +95,23 @@ def load(directory: str | Path, framework: Framework = "torch") -> tuple[ModelCo
     directory = locate(directory)
     config = from_dict(ModelConfig, load_json(directory / CONFIG).get("model"), str(directory / CONFIG))
     tensors, metadata = read_tensors(directory / MODEL, framework)
+    named = metadata.get(_TOKENIZER_HASH)
+    if named == _NO_TOKENIZER and load_tokenizer(directory) is None:
+        return config, tensors
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > config.vocab_size:  # fewer is fine: published models pad the vocabulary
         raise InputError(f"{directory / TOKENIZER} has {tokenizer.vocab_size} pieces, {directory / CONFIG} has "
                          f"vocab_size {config.vocab_size}; restore both from the same checkpoint")
-    if metadata.get(_TOKENIZER_HASH, tokenizer.hash) != tokenizer.hash:
+    if named not in (None, _NO_TOKENIZER, tokenizer.hash):
         raise InputError(f"{directory / TOKENIZER} is not the tokenizer that {directory / MODEL} was trained with; "
                          "restore both from the same checkpoint")
     return config, tensors
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint that `load` has accepted; None for weights imported without one."""
+    directory = locate(directory)
+    return Tokenizer.load(directory) if (directory / TOKENIZER).exists() else None
 
 
 def load_training(directory: str | Path) -> Training:
@@ -149,9 +169,11 @@ def _describe(tensor: Any) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def _write_tensors(file: Path, tensors: Mapping[str, Any] | Stream, metadata: Mapping[str, str]) -> None:
     described = {"format": "pt", **metadata}  # never empty: safetensors cannot read no tensors with no metadata
-    if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+    if isinstance(tensors, Stream):
+        _write_stream(file, tensors, described)
+    elif all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
         from safetensors.numpy import save_file
 
         arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # views would be garbled
@@ -160,6 +182,23 @@ def _write_tensors(file: Path, tensors: Mapping[str, Any], metadata: Mapping[str
         from safetensors.torch import save_file as save_torch
 
         save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, file, described)
+
+
+def _write_stream(file: Path, stream: Stream, metadata: Mapping[str, str]) -> None:
+    """The safetensors format, tensor by tensor: the library's writer wants all of them in memory at once."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, shape in stream.shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin aligned
+    with open(file, "xb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for (name, shape), (found, array) in zip(stream.shapes.items(), stream.arrays, strict=True):
+            if (found, array.shape) != (name, shape):
+                raise ValueError(f"{found}{array.shape} came where {name}{shape} was announced")
+            out.write(np.ascontiguousarray(array, "<f4").reshape(-1).data)
 
 
 def _beside(directory: Path) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import symboliclight
 from symboliclight.errors import InputError
 
-COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "export", "demo", "bench", "info")
+COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "bench", "info")
 
 
 class _Parser(argparse.ArgumentParser):

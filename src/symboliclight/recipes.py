@@ -46,13 +46,13 @@ class Demo:
 def demo(out: Path, options: Demo, stage: Stage) -> dict[str, Any]:
     """Run or continue the demo in folder `out`; returns what is also written as out/result.json."""
     corpus, shards = prepare(out, stage)
-    runs, models = [], {}
+    tokenizer, runs, models = shards.tokenizer(), [], {}
     for (label, name), lr in zip(PAIR.items(), options.rates, strict=True):
         directory = out / name
         result = train(run_config(name, shards, options, lr), directory, progress=True)
         if result.interrupted:
             raise KeyboardInterrupt
-        model, tokenizer = load(directory)
+        model, _ = load(directory)
         with stage(f"evaluating {label} on held-out text"):
             figures = evaluate(model, tokenizer, shards, "validation", EVAL_TOKENS, preset(name).max_seq_len)
         models[label] = model

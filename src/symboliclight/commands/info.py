@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 import symboliclight
-from symboliclight.commands.models import add_model, load_model
+from symboliclight.commands.models import add_model, load_weights
 from symboliclight.commands.output import print_json
 from symboliclight.config import to_dict
 from symboliclight.provenance import machine
@@ -31,8 +31,9 @@ def _run(args: argparse.Namespace) -> None:
         found["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["ops"] = {name: f"{form} ({why})" for name, (form, why) in forms().items()}
     if args.model is not None:
-        model, tokenizer = load_model(args.model)
-        found["model"] = describe(model) | {"tokenizer": {"pieces": tokenizer.vocab_size, "hash": tokenizer.hash}}
+        model, tokenizer = load_weights(args.model)
+        pieces = tokenizer and {"pieces": tokenizer.vocab_size, "hash": tokenizer.hash}
+        found["model"] = describe(model) | {"tokenizer": pieces}
     if args.json:
         print_json(found)
     else:

@@ -22,9 +22,10 @@ def build(config: ModelConfig) -> nn.Module:
     return SymbolicLight(config)
 
 
-def load(directory: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokenizer]:
+def load(directory: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokenizer | None]:
     """The model of a checkpoint (or of the last one of a run folder) in evaluation mode, and its tokenizer.
 
+    The tokenizer is None only for weights that were imported without one.
     Raises `InputError` if a file is missing or damaged, or if the weights do not fit the config.
     """
     directory = checkpoint.locate(directory)
@@ -32,4 +33,4 @@ def load(directory: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokeniz
     model = build(config)
     checkpoint.check_tensors(directory / checkpoint.MODEL, tensors, model.state_dict())
     model.load_state_dict(tensors)
-    return model.to(device).eval(), Tokenizer.load(directory)
+    return model.to(device).eval(), checkpoint.load_tokenizer(directory)
