@@ -29,10 +29,17 @@ struct Matrix {
     const void* scale = nullptr;
 };
 
+// A float32 matrix seen through 8 bits (sketch.hpp): int8 as above, and how far the two can lie apart.
+struct Sketch {
+    Matrix rough;
+    const float *lost = nullptr, *kept = nullptr;  // (outs up to 16,) bounds an output: see pack.sketch
+};
+
 struct Norm { const float *weight = nullptr, *bias = nullptr; };
 
 struct Layer {
     Matrix tcam, q, k, v, out, up, down;
+    Sketch sketch;  // of up, if there is one
     Norm mixer_norm, ffn_norm;
     const float* decay = nullptr;  // (H,)
     float fuse = 0;                // share of attention in the mix
@@ -46,7 +53,7 @@ struct Model {
     float v_threshold, v_clamp, exit_entropy;  // nats; negative: no early exit
     Source source;
     int64_t topk;
-    bool gate, block_spikes, ffn_spikes, decay, attention;
+    bool gate, block_spikes, ffn_spikes, decay, attention, short_keys;
     Prior prior;
     float prior_weight;
     Matrix embedding;  // (V, D) float32 or bfloat16, row by row
@@ -58,13 +65,18 @@ struct Model {
     const Layer* layers = nullptr;
 };
 
-// The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W.
+constexpr int64_t QUERIES = 4;  // of neighbouring tokens, that attend together
+
+inline int64_t sight(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
+
+// The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W. Keys and values are
+// float, or bf16 under int8 and int4 (Model::short_keys).
 struct State {
     int64_t* position;                  // (B,) of the next token
     float *v, *h;                       // (B, D), (B, L, D)
-    float *k, *value;                   // (B, L, H, W, K)
+    void *k, *value;                    // (B, L, H, W, K)
     uint8_t* gate;                      // (B, L, W)
-    float *anchor_k, *anchor_v;         // (B, L, H, A, K)
+    void *anchor_k, *anchor_v;          // (B, L, H, A, K)
     uint8_t* anchor_gate;               // (B, L, A)
 };
 
@@ -75,33 +87,44 @@ struct Operand {
     int32_t* active;    // (N,) how many
     int8_t* q;          // (N, width) x / scale, zeros up to a multiple of 32
     float* scale;       // (N,)
-    int32_t* sums;      // (N, width / 32) of q by group
+    int32_t *sums, *total;  // (N, width / 32) of q by group, (N,) of all
+    bf16* parts;        // (N, 3, width) x as a sum of three, for AMX
+    int8_t* low;        // (N, width) of a sketch: x is about scale (256 q + low)
+    float *size, *slip; // (N,) of a sketch: bounds of the Euclidean norms of x and of what it leaves of x
     int64_t width;
 };
 
 struct Scratch {
     float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
+    void *key, *value;                     // (N, D) k and v as the state keeps them
     float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
     uint8_t* gate;                         // (N,)
     Operand spikes, stream;                // inputs of the products of a phase
-    float* score;                          // (threads, W + 1 + A)
-    const float** seen;                    // (threads, W + 1 + A)
+    float* score;                          // (threads, QUERIES, sight)
+    const void **keys, **values;           // (threads, sight)
+    int32_t *from, *to;                    // (threads, sight)
     float* trial;                          // (B, V) logits for the early exit
 };
 
 // What calls did, for honest byte counts.
 struct Stats {
     int64_t *tcam, *down;  // (L,) active inputs
+    int64_t* exact;        // (L,) outputs of `up` computed in full because the sketch left them open
+    int64_t sketched;      // tokens times layers whose spikes come from the sketch
     int64_t layers;        // tokens times layers run
 };
 
 enum class Logits { none, last, all };
+
+// Where to note who spiked, 0 or 1; null where nobody asks: (N, D), (L, N, F) and (L, N, D).
+struct Taps { uint8_t *encoder = nullptr, *ffn = nullptr, *blocks = nullptr; };
 
 struct Call {
     int64_t B, T;
     const int64_t* tokens;  // (B, T)
     Logits want;
     float* logits;  // (B, V) or (B, T, V)
+    Taps taps;
 };
 
 struct EngineIsa {
@@ -109,7 +132,7 @@ struct EngineIsa {
     void (*forward)(const Model&, const State&, const Call&, const Scratch&, Stats&, Pool&);
 };
 
-extern const EngineIsa engine_portable, engine_avx2, engine_avx512, engine_vnni;
+extern const EngineIsa engine_portable, engine_avx2, engine_avx512, engine_vnni, engine_amx;
 
 // The k-th largest of n values, which are reordered. Not in the sets' own source: it instantiates std templates.
 float kth_largest(float* values, int64_t n, int64_t k);

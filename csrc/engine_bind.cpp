@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "engine.hpp"
+#include "isa.hpp"
 
 namespace nb = nanobind;
 
@@ -26,6 +27,7 @@ namespace {
 using Bytes = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+using Keys = Array<uint8_t>;  // bytes of float or bf16
 
 std::vector<const EngineIsa*> supported() {
     std::vector<const EngineIsa*> found{&engine_portable};
@@ -36,7 +38,9 @@ std::vector<const EngineIsa*> supported() {
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512dq")) return found;
     found.push_back(&engine_avx512);
-    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&engine_vnni);
+    if (!__builtin_cpu_supports("avx512vnni")) return found;
+    found.push_back(&engine_vnni);
+    if (has_tiles()) found.push_back(&engine_amx);
 #endif
     return found;
 }
@@ -76,10 +80,10 @@ class Engine {
         m_.prior_weight = value("prior_weight");
         m_.source = Source(nb::cast<int>(switches["source"])), m_.prior = Prior(nb::cast<int>(switches["prior"]));
         m_.gate = flag("gate"), m_.block_spikes = flag("block_spikes"), m_.ffn_spikes = flag("ffn_spikes");
-        m_.decay = flag("decay"), m_.attention = flag("attention");
+        m_.decay = flag("decay"), m_.attention = flag("attention"), m_.short_keys = flag("short_keys");
         layers_.resize(m_.L);
         m_.layers = layers_.data();
-        tcam_.resize(m_.L), down_.resize(m_.L);
+        tcam_.resize(m_.L), down_.resize(m_.L), exact_.resize(m_.L);
     }
 
     // Sites are named as in the checkpoint; the arrays are kept, not copied.
@@ -92,7 +96,7 @@ class Engine {
         Layer& p = layers_.at(layer);
         struct { const char* name; Matrix* to; int64_t outs, ins; } places[] = {
             {"embedding", &m_.embedding, m_.V, D}, {"tcam", &p.tcam, D, D}, {"q", &p.q, D, D}, {"k", &p.k, D, D},
-            {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D}, {"down", &p.down, D, m_.F},
+            {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D}, {"sketch", &p.sketch.rough, m_.F, D}, {"down", &p.down, D, m_.F},
             {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P}};
         for (auto& place : places)
             if (site == place.name) {
@@ -113,7 +117,8 @@ class Engine {
             {"mixer_norm.weight", &p.mixer_norm.weight, D}, {"mixer_norm.bias", &p.mixer_norm.bias, D},
             {"ffn_norm.weight", &p.ffn_norm.weight, D}, {"ffn_norm.bias", &p.ffn_norm.bias, D},
             {"leak", &m_.leak, D}, {"threshold", &m_.threshold, D}, {"decay", &p.decay, m_.H}, {"bias", &m_.bias, m_.V},
-            {"inverse", &m_.inverse, m_.K / 2}};
+            {"inverse", &m_.inverse, m_.K / 2}, {"sketch.lost", &p.sketch.lost, up(m_.F, LANES)},
+            {"sketch.kept", &p.sketch.kept, up(m_.F, LANES)}};
         if (site == "fuse") {
             p.fuse = *of_size(data, 1, "fuse");
             return;
@@ -127,27 +132,37 @@ class Engine {
         throw std::invalid_argument("unknown site " + site);
     }
 
-    // Reads tokens (B, T), advances the state arrays in place, fills logits (B, V), (B, T, V) or none.
-    void forward(Array<const int64_t> tokens, Array<int64_t> position, Array<float> v, Array<float> h, Array<float> k,
-                 Array<float> value, Array<uint8_t> gate, Array<float> anchor_k, Array<float> anchor_v,
-                 Array<uint8_t> anchor_gate, std::optional<Array<float>> logits, bool all) {
+    void* of_keys(const Keys& array, int64_t size, const char* name) const {
+        if (int64_t(array.size()) != size * (m_.short_keys ? 2 : 4)) throw std::invalid_argument(std::string(name) + " has the wrong size");
+        return array.data();
+    }
+
+    // Reads tokens (B, T), advances the state arrays in place, fills logits (B, V), (B, T, V) or none, and notes spikes of
+    // the encoder (B T, D), the hidden units (L, B T, F) and the blocks (L, B T, D) where arrays are given.
+    void forward(Array<const int64_t> tokens, Array<int64_t> position, Array<float> v, Array<float> h, Keys k,
+                 Keys value, Array<uint8_t> gate, Keys anchor_k, Keys anchor_v,
+                 Array<uint8_t> anchor_gate, std::optional<Array<float>> logits, bool all,
+                 std::optional<Array<uint8_t>> encoder, std::optional<Array<uint8_t>> ffn, std::optional<Array<uint8_t>> blocks) {
         require_complete();
         if (tokens.ndim() != 2) throw std::invalid_argument("tokens must be (B, T)");
         const int64_t B = tokens.shape(0), T = tokens.shape(1), LB = m_.L * B, D = m_.decay ? m_.D : 0, X = m_.attention ? 1 : 0;
         for (int64_t i = 0; i < B * T; ++i)
             if (tokens.data()[i] < 0 || tokens.data()[i] >= m_.V) throw std::invalid_argument("a token is outside the vocabulary");
         State state{of_size(position, B, "position"), of_size(v, B * m_.D, "v"), of_size(h, LB * D, "h"),
-                    of_size(k, X * LB * m_.W * m_.D, "k"), of_size(value, X * LB * m_.W * m_.D, "value"),
-                    of_size(gate, X * LB * m_.W, "gate"), of_size(anchor_k, X * LB * m_.A * m_.D, "anchor_k"),
-                    of_size(anchor_v, X * LB * m_.A * m_.D, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
-        Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr};
+                    of_keys(k, X * LB * m_.W * m_.D, "k"), of_keys(value, X * LB * m_.W * m_.D, "value"),
+                    of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, X * LB * m_.A * m_.D, "anchor_k"),
+                    of_keys(anchor_v, X * LB * m_.A * m_.D, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
+        Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr, {}};
         if (logits) call.logits = of_size(*logits, (all ? B * T : B) * m_.V, "logits");
+        if (encoder) call.taps.encoder = of_size(*encoder, B * T * m_.D, "encoder spikes");
+        if (ffn) call.taps.ffn = of_size(*ffn, LB * T * m_.F, "ffn spikes");
+        if (blocks) call.taps.blocks = of_size(*blocks, LB * T * m_.D, "block spikes");
         nb::gil_scoped_release free;
         std::lock_guard one_call(mutex_);
         Scratch scratch = make_scratch(B, B * T);
-        Stats stats{tcam_.data(), down_.data(), 0};
+        Stats stats{tcam_.data(), down_.data(), exact_.data(), 0, 0};
         isa_->forward(m_, state, call, scratch, stats, pool_);
-        layers_run_ += stats.layers;
+        layers_run_ += stats.layers, sketched_ += stats.sketched;
         for (int64_t b = 0; b < B; ++b) state.position[b] += T;
     }
 
@@ -162,7 +177,7 @@ class Engine {
 
     std::string isa() const { return isa_->name; }
     int threads() const { return pool_.size(); }
-    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_); }
+    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_, sketched_, exact_); }
 
   private:
     void require_complete() const {
@@ -171,7 +186,8 @@ class Engine {
                     (m_.prior != Prior::dynamic || (m_.prior_down.data && m_.prior_up.data));
         for (const Layer& p : layers_)
             good = good && p.out.data && p.up.data && p.down.data && p.mixer_norm.weight && p.mixer_norm.bias && p.ffn_norm.weight &&
-                   p.ffn_norm.bias && (!m_.decay || (p.tcam.data && p.decay)) && (!m_.attention || (p.q.data && p.k.data && p.v.data));
+                   p.ffn_norm.bias && (!p.sketch.rough.data || (p.sketch.lost && p.sketch.kept && p.sketch.rough.format == Format::int8 &&
+                   !p.sketch.rough.by_input && p.up.format == Format::float32 && !p.up.by_input)) && (!m_.decay || (p.tcam.data && p.decay)) && (!m_.attention || (p.q.data && p.k.data && p.v.data));
         if (!good) throw std::invalid_argument("the model lacks a weight");
     }
 
@@ -185,18 +201,21 @@ class Engine {
 
     // Lays the arrays of a call out twice: first to find their size, then in memory.
     Scratch make_scratch(int64_t B, int64_t N) {
-        const int64_t width = up(std::max({m_.D, m_.F, m_.D / 4}), GROUP), seen = pool_.size() * (m_.W + 1 + m_.A);
+        const int64_t width = up(std::max({m_.D, m_.F, m_.D / 4}), GROUP), seen = pool_.size() * sight(m_);
         Scratch w;
         for (int pass = 0; pass < 2; ++pass) {
             used_ = 0;
             for (float** to : {&w.c, &w.s, &w.y, &w.u, &w.q, &w.k, &w.v, &w.o}) *to = take<float>(N * m_.D);
+            w.key = m_.short_keys ? (void*)take<bf16>(N * m_.D) : w.k, w.value = m_.short_keys ? (void*)take<bf16>(N * m_.D) : w.v;
             w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
             w.gate = take<uint8_t>(N);
             for (Operand* x : {&w.spikes, &w.stream})
                 *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
-                      take<int32_t>(N * width / GROUP), width};
-            w.score = take<float>(seen);
-            w.seen = take<const float*>(seen);
+                      take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), take<int8_t>(N * width),
+                      take<float>(N), take<float>(N), width};
+            w.score = take<float>(seen * QUERIES);
+            w.from = take<int32_t>(seen), w.to = take<int32_t>(seen);
+            w.keys = take<const void*>(seen), w.values = take<const void*>(seen);
             w.trial = take<float>(m_.exit_entropy < 0 ? 0 : B * m_.V);
             if (used_ > capacity_) {
                 memory_.reset(new (std::align_val_t(64)) char[used_]);
@@ -212,8 +231,8 @@ class Engine {
     std::vector<Layer> layers_;
     std::vector<Bytes> matrices_;  // these keep the arrays alive
     std::vector<Array<const float>> vectors_;
-    std::vector<int64_t> tcam_, down_;
-    int64_t layers_run_ = 0;
+    std::vector<int64_t> tcam_, down_, exact_;
+    int64_t layers_run_ = 0, sketched_ = 0;
     const EngineIsa* isa_ = supported().back();
     Pool pool_;
     std::mutex mutex_;
@@ -238,9 +257,11 @@ NB_MODULE(_engine, m) {
         .def("vector", &Engine::vector)
         .def("forward", &Engine::forward, nb::arg("tokens"), nb::arg("position"), nb::arg("v"), nb::arg("h"), nb::arg("k"),
              nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"),
-             nb::arg("logits").none(), nb::arg("all"))
+             nb::arg("logits").none(), nb::arg("all"), nb::arg("encoder").none() = nb::none(), nb::arg("ffn").none() = nb::none(),
+             nb::arg("blocks").none() = nb::none())
         .def("set_isa", &Engine::set_isa)
-        .def("counts", &Engine::counts, "Tokens times layers run, and active inputs of W_tcam and W_down by layer, so far.")
+        .def("counts", &Engine::counts, "So far: tokens times layers run, active inputs of W_tcam and W_down by layer, tokens times layers sketched, "
+             "outputs of W_up computed in full by layer.")
         .def_prop_ro("isa", &Engine::isa)
         .def_prop_ro("threads", &Engine::threads);
 }

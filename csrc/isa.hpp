@@ -26,6 +26,15 @@ inline bool tiles_granted() {
 #endif
 }
 
+// Tiles of bfloat16 and int8 products, if this process may use them.
+inline bool has_tiles() {
+    unsigned a, b, c, d = 0;
+#if defined(__x86_64__)
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+#endif
+    return (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1) && tiles_granted();  // AMX-BF16, AMX-TILE, AMX-INT8
+}
+
 // From the plainest to the fastest.
 inline std::vector<const Isa*> supported_isas() {
     std::vector<const Isa*> found{&isa_portable};
@@ -34,10 +43,7 @@ inline std::vector<const Isa*> supported_isas() {
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    unsigned a, b, c, d = 0;
-    __get_cpuid_count(7, 0, &a, &b, &c, &d);
-    bool tiles = (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
-    bool amx = avx512 && __builtin_cpu_supports("avx512bf16") && tiles && tiles_granted();
+    bool amx = avx512 && __builtin_cpu_supports("avx512bf16") && has_tiles();
     if (avx2) found.push_back(&isa_avx2);
     if (avx512) found.push_back(&isa_avx512);
     if (amx) found.push_back(&isa_amx);

@@ -4,6 +4,9 @@
 
 #include "engine.hpp"
 #include "simd.hpp"
+#if defined(__AMX_INT8__)
+#include "tiles.hpp"
+#endif
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
@@ -12,6 +15,11 @@ constexpr int PIECES = LANES / W;                  // vectors that hold 16 outpu
 constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
 constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
 constexpr int64_t AHEAD = 4;                       // active inputs fetched in advance
+#if defined(__AMX_INT8__)
+constexpr bool TILES = true;
+#else
+constexpr bool TILES = false;
+#endif
 typedef int16_t vshort __attribute__((vector_size(4 * W)));
 typedef int8_t vbyte __attribute__((vector_size(2 * W)));
 typedef int8_t vsmall __attribute__((vector_size(W)));
@@ -43,11 +51,16 @@ inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int6
         }
         for (int r = 0; r < R; ++r) {
             vfloat weight = load(w + r * ins + i, m);
+            if constexpr (C > 1) __builtin_prefetch(w + (R + r) * ins + i);  // the next tile's, on their way from L2
             for (int c = 0; c < C; ++c) dots[r][c] = fma(weight, in[c], dots[r][c]);
         }
     });
-    for (int c = 0; c < C; ++c)
-        for (int r = 0; r < R; ++r) y[c * stride + r] = sum(dots[r][c]) + (add ? y[c * stride + r] : 0.f);
+    for (int c = 0; c < C; ++c) {
+        float found[R];
+        if constexpr (R == 4) sum4(dots[0][c], dots[1][c], dots[2][c], dots[3][c], found);
+        else for (int r = 0; r < R; ++r) found[r] = sum(dots[r][c]);
+        for (int r = 0; r < R; ++r) y[c * stride + r] = found[r] + (add ? y[c * stride + r] : 0.f);
+    }
 }
 
 inline void multiply_float(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
@@ -98,6 +111,14 @@ inline int32_t four_of(const int8_t* q) {
     return four;
 }
 
+inline int64_t padded(int64_t ins) { return (ins + GROUP - 1) / GROUP * GROUP; }
+
+// Piece p of a block of int8 sums of row n, in floats.
+inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, int64_t n, vint dots) {
+    vfloat scale = load((const float*)m.scale + block * LANES + p * W, Full{}) * splat(x.scale[n]);
+    return __builtin_convertvector(dots - splat_int(128 * x.total[n]), vfloat) * scale;
+}
+
 // Sums of one block of 16 outputs for C rows, in floats.
 template <Format format, int C>
 struct Block {
@@ -139,15 +160,8 @@ struct Block {
                 vint weights = load_words(w + p * 4 * W);
                 for (int c = 0; c < C; ++c) dots[c][p] = dot4(dots[c][p], weights, four_of(q + c * x.width + i));
             }
-        for (int c = 0; c < C; ++c) {
-            const int32_t* sums = x.sums + (n + c) * (x.width / GROUP);
-            int32_t all = 0;
-            for (int64_t g = 0; g < padded(m.ins) / GROUP; ++g) all += sums[g];
-            for (int p = 0; p < PIECES; ++p) {
-                vfloat scale = load((const float*)m.scale + block * LANES + p * W, Full{}) * splat(x.scale[n + c]);
-                sum[c][p] = __builtin_convertvector(dots[c][p] - splat_int(128 * all), vfloat) * scale;
-            }
-        }
+        for (int c = 0; c < C; ++c)
+            for (int p = 0; p < PIECES; ++p) sum[c][p] = scaled(m, block, p, x, n + c, dots[c][p]);
     }
 
     void halves(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
@@ -175,9 +189,14 @@ struct Block {
         for (int c = 0; c < C; ++c)
             for (int p = 0; p < PIECES; ++p) sum[c][p] = sum[c][p] * splat(x.scale[n + c]);
     }
-
-    static int64_t padded(int64_t ins) { return (ins + GROUP - 1) / GROUP * GROUP; }
 };
+
+// y (one row of m.outs) at piece p of a block; with `add`, added to it.
+inline void put(const Matrix& m, int64_t block, int p, vfloat sum, float* y, bool add) {
+    const int64_t o = block * LANES + p * W, left = m.outs - o;
+    if (left >= W) store(y + o, add ? load(y + o, Full{}) + sum : sum, Full{});
+    else if (left > 0) store(y + o, add ? load(y + o, int(left)) + sum : sum, int(left));
+}
 
 template <Format format>
 void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
@@ -187,14 +206,38 @@ void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int
             Block<format, C> found;
             found.run(m, block, x, n);
             for (int c = 0; c < C; ++c)
-                for (int p = 0; p < PIECES; ++p) {
-                    int64_t o = block * LANES + p * W, left = m.outs - o;
-                    float* to = y + (n + c) * m.outs + o;
-                    if (left >= W) store(to, add ? load(to, Full{}) + found.sum[c][p] : found.sum[c][p], Full{});
-                    else if (left > 0) store(to, add ? load(to, int(left)) + found.sum[c][p] : found.sum[c][p], int(left));
-                }
+                for (int p = 0; p < PIECES; ++p) put(m, block, p, found.sum[c][p], y + (n + c) * m.outs, add);
         });
 }
+
+#if defined(__AMX_INT8__)
+template <Format format>
+void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
+    constexpr bool bytes = format == Format::int8;
+    constexpr int64_t BLOCKS = bytes ? 4 : 2;
+    const int64_t gap = padded(m.ins) * LANES * (bytes ? 1 : 2), steps = gap / TILE_BYTES;
+    alignas(64) int32_t sums[4 * 256];
+    Tiles tiles(bytes ? 5 : 7);
+    for (int64_t first = begin; first < end; first += BLOCKS) {
+        const uint8_t* w = (const uint8_t*)m.data + first * gap;
+        const int64_t blocks = end - first < BLOCKS ? end - first : BLOCKS;
+        for (int64_t n = 0; n < N; n += TILE_ROWS) {
+            const int64_t rows = N - n < TILE_ROWS ? N - n : TILE_ROWS;
+            tiles.rows(rows);
+            if constexpr (bytes) tile_bytes(w, gap, blocks, x.q + n * x.width, x.width, steps, sums);
+            else tile_floats(w, gap, blocks, x.parts + n * 3 * x.width, x.width, steps, (float*)sums);
+            for (int64_t b = 0; b < blocks; ++b)
+                for (int64_t r = 0; r < rows; ++r) {
+                    vint a, low;
+                    std::memcpy(&a, sums + (bytes ? b : 2 * b) * 256 + r * 16, sizeof a);
+                    std::memcpy(&low, sums + (bytes ? b : 2 * b + 1) * 256 + r * 16, sizeof low);
+                    put(m, first + b, 0, bytes ? scaled(m, first + b, 0, x, n + r, a) : (vfloat)a + (vfloat)low,
+                        y + (n + r) * m.outs, add);
+                }
+        }
+    }
+}
+#endif
 
 // ---- spike-fed: the sum of the rows of active inputs
 
@@ -290,10 +333,22 @@ inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int
         constexpr int WIDE = W == 16 ? 16 : 8, NARROW = 4;  // narrow columns of all inputs stay in the cache for many rows
         if (N < 8) gather_columns<WIDE>(m, x, N, y, first, last);
         else gather_columns<NARROW>(m, x, N, y, first, last);
-    } else if (m.format == Format::float32) multiply_float(m, x, N, y, first, last, add);
+        return;
+    }
+#if defined(__AMX_INT8__)
+    if (m.format == Format::bfloat16) return multiply_tiles<Format::bfloat16>(m, x, N, y, begin, end, add);
+    if (m.format == Format::int8 && N >= 8 && padded(m.ins) % 64 == 0)
+        return multiply_tiles<Format::int8>(m, x, N, y, begin, end, add);
+#endif
+    if (m.format == Format::float32) multiply_float(m, x, N, y, first, last, add);
     else if (m.format == Format::bfloat16) multiply_packed<Format::bfloat16>(m, x, N, y, begin, end, add);
     else if (m.format == Format::int8) multiply_packed<Format::int8>(m, x, N, y, begin, end, add);
     else multiply_packed<Format::int4>(m, x, N, y, begin, end, add);
+}
+
+// Whether products with `m` need more of their inputs than x.x.
+inline bool prepared(const Matrix& m) {
+    return m.by_input || m.format == Format::int8 || m.format == Format::int4 || (TILES && m.format == Format::bfloat16);
 }
 
 // Fills in what products with `m` need of row n of x.x.
@@ -306,12 +361,20 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
             count += in[i] != 0;
         }
         x.active[n] = count;
+#if defined(__AMX_INT8__)
+    } else if (m.format == Format::bfloat16) {
+        bf16* parts = x.parts + n * 3 * x.width;
+        for (int part = 0; part < 3; ++part)
+            std::memset(parts + part * x.width + m.ins, 0, (padded(m.ins) - m.ins) * sizeof(bf16));
+        lanes(m.ins, [&](int64_t i, auto l) { split(load(in + i, l), parts, x.width, i, l); });
+#endif
     } else if (m.format == Format::int8 || m.format == Format::int4) {
         int8_t* q = x.q + n * x.width;
         vfloat most{};
         lanes(m.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
         float top = max(most), by = top > 0 ? 127 / top : 0;
         x.scale[n] = top / 127;
+        x.total[n] = 0;
         const vfloat half = splat(.5f);
         for (int64_t g = 0; g * GROUP < m.ins; ++g) {
             const int64_t first = g * GROUP, count = m.ins - first < GROUP ? m.ins - first : GROUP;
@@ -327,6 +390,7 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
             int32_t sum = 0;
             for (int i = 0; i < W; ++i) sum += whole[i];
             x.sums[n * (x.width / GROUP) + g] = sum;
+            x.total[n] += sum;
         }
     }
 }

@@ -110,5 +110,34 @@ def plot_parts(profiles: dict[str, list[dict[str, Any]]], form: str = "svg") -> 
         return render(figure, form)
 
 
+def plot_depth(points: list[dict[str, Any]], layers: int, form: str = "svg") -> bytes:
+    """Perplexity and speed against the mean layers run, one point an entropy limit (`benchmarks.quality`)."""
+    with style() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True)
+        x = [p["layers"] for p in points]
+        left.plot(x, [p["perplexity"] for p in points], "o-", color=COLOURS[0])
+        right.plot(x, [p["tokens_per_s"] for p in points], "o-", color=COLOURS[1])
+        left.set(xlabel="mean layers run", ylabel="perplexity", xlim=(0, layers + 0.5))
+        right.set(xlabel="mean layers run", ylabel="tokens/s", ylim=0)
+        return render(figure, form)
+
+
+def plot_decode(curves: dict[str, list[dict[str, Any]]], form: str = "svg") -> bytes:
+    """Decode speed against active inputs, threads, context and batch (`benchmarks.decode`)."""
+    with style() as plt:
+        figure, axes = plt.subplots(2, 2, figsize=(9, 6))
+        looks = {"sparsity": ("active", "active share of spike-fed inputs", "linear"),
+                 "threads": ("threads", "threads", "linear"), "context": ("context", "context, tokens", "log"),
+                 "batch": ("batch", "sequences", "log")}
+        for panel, (name, (key, label, scale)) in zip(axes.flat, looks.items(), strict=True):
+            lines = [k for k in curves[name][0] if k not in (key, "tcam", "down")]
+            for colour, line in zip(COLOURS, lines, strict=False):
+                panel.plot([p[key] for p in curves[name]], [p[line] for p in curves[name]], "o-", color=colour, ms=4,
+                           label=line)
+            panel.set(xlabel=label, ylabel="tokens/s", ylim=0, xscale=scale)
+            panel.legend(fontsize=8)
+        return render(figure, form)
+
+
 def _layer(site: str) -> int:
     return -1 if site == "encoder" else int(site.split(".")[1])

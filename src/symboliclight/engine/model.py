@@ -90,9 +90,15 @@ class Engine:
     def precision(self) -> str:
         return self.weights.precision
 
+    @property
+    def keys(self) -> Any:
+        """dtype of keys and values in a state: float32, or bfloat16 (as uint16) beside weights of 8 and 4 bits."""
+        return np.uint16 if self.precision in ("int8", "int4") else np.float32
+
     def initial_state(self, batch_size: int, padding: np.ndarray | Sequence[int] | None = None) -> State:
         """The state before the first token; `padding` (B,) counts absent tokens on the left of each row."""
-        return initial_state(self.config, np.zeros(batch_size, np.int64) if padding is None else np.asarray(padding))
+        rows = np.zeros(batch_size, np.int64) if padding is None else np.asarray(padding)
+        return initial_state(self.config, rows, self.keys)
 
     def __call__(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
         """tokens (B, T) int64 -> logits (B, T, V) float32 and the state after them. Takes `state` over: see `State`."""
@@ -107,25 +113,55 @@ class Engine:
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
         return logits, self._read(tokens, state, logits)
 
+    def trace(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, dict[str, np.ndarray], State]:
+        """As a call, and who spiked: site (named as in `model.sites`) -> (B, T, units) bool. Takes `state` over."""
+        tokens = self._tokens(tokens)
+        (B, T), c = tokens.shape, self.config
+        noted = {"encoder": np.zeros((B * T, c.d_model), np.uint8),
+                 "ffn": np.zeros((c.n_layers, B * T, c.d_ff), np.uint8),
+                 "blocks": np.zeros((c.n_layers, B * T, c.d_model), np.uint8)}
+        logits = np.empty((B, T, c.vocab_size), np.float32)
+        new = (state or self.initial_state(B)).take()
+        check(new.arrays(), c, "the state", self.keys, B)
+        self._count(new.position, T)
+        self._native.forward(tokens, **new.buffers(), logits=logits, all=True, **noted)
+        seen = {site: array.astype(bool).reshape(*array.shape[:-2], B, T, -1) for site, array in noted.items()}
+        spikes = {"encoder": seen["encoder"]} if c.spike_source != "dense" else {}
+        for i in range(c.n_layers):
+            spikes |= {f"ffn.{i}": seen["ffn"][i]} if c.ffn == "spike" else {}
+            spikes |= {f"blocks.{i}": seen["blocks"][i]} if c.block_spikes else {}
+        return logits, spikes, new
+
     def stats(self) -> dict[str, Any]:
         """What was read since loading, for one sequence at a time: bytes a token by site, active fraction by layer.
 
         bytes: site -> bytes of weights, keys and values a token; "whole": what the same matrices would cost if no
-        input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer.
+        input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer; under "certified"
+        also up -> share of its outputs that had to be computed in full.
         """
-        layers, tcam, down = self._native.counts()
+        layers, tcam, down, sketched, exact = self._native.counts()
         tokens, c = max(self.tokens_read, 1), self.config
         share = layers / (tokens * c.n_layers)
         active = {"tcam": [n / (tokens * c.d_model) for n in tcam], "down": [n / (tokens * c.d_ff) for n in down]}
-        read: dict[str, float] = {"attention": 8 * c.d_model * c.n_layers * share * self.keys_read / tokens}
+        if self.precision == "certified" and sketched:  # outputs that the sketch left open
+            active["up"] = [n * c.n_layers / (sketched * c.d_ff) for n in exact]
+        seen = sketched / (tokens * c.n_layers)  # share of rows that read the sketch instead of `up`
+        read: dict[str, float] = {"attention": 2 * np.dtype(self.keys).itemsize * c.d_model * c.n_layers * share
+                                  * self.keys_read / tokens}
         whole = dict(read)
         for m in self.weights.matrices:
-            size = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes)
-            fraction = active[m.site][m.layer] if m.by_input and m.site in active else 1.0
+            size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0
+            if m.by_input and m.site in active:
+                fraction = active[m.site][m.layer]
+            elif m.site == "sketch":
+                fraction = seen
+            elif m.site == "up" and seen:
+                fraction = 1 - seen + seen * active["up"][m.layer]
             if m.site == "embedding":
                 size = m.data[0].nbytes
             read[m.site] = read.get(m.site, 0) + size * fraction
-            whole[m.site] = whole.get(m.site, 0) + size
+            if m.site != "sketch":
+                whole[m.site] = whole.get(m.site, 0) + size
         return {"tokens": self.tokens_read, "bytes": read, "whole": whole, "active": active}
 
     def _tokens(self, tokens: np.ndarray) -> np.ndarray:
@@ -143,7 +179,7 @@ class Engine:
         if state is None:
             state = self.initial_state(B)
         else:
-            check(state.arrays(), self.config, "the state", B)
+            check(state.arrays(), self.config, "the state", self.keys, B)
         new = state.take()
         try:
             self._advance(tokens, new, logits)
@@ -153,7 +189,7 @@ class Engine:
         return new
 
     def _advance(self, tokens: np.ndarray, state: State, logits: np.ndarray) -> None:
-        arrays, (B, T) = state.arrays(), tokens.shape
+        arrays, (B, T) = state.buffers(), tokens.shape
         step = T if self.config.exit_entropy is not None else max(1, ROWS // B)  # an exit looks at the whole call
         for first in range(0, T, step):
             part = np.ascontiguousarray(tokens[:, first : first + step])
@@ -191,4 +227,5 @@ def _switches(c: ModelConfig, weights: Weights) -> dict[str, Any]:
         "exit_entropy": -1.0 if c.exit_entropy is None else c.exit_entropy, "ffn_spikes": c.ffn == "spike",
         "source": SOURCES.index(c.spike_source), "prior": PRIORS.index(c.prior), "prior_weight": weights.prior_weight,
         "decay": c.paths != "attention", "attention": c.paths != "decay",
+        "short_keys": weights.precision in ("int8", "int4"),
     }

@@ -2,23 +2,25 @@
 
 A kind is a storage format, `.by_input` for matrices that spikes feed: those are stored input by input, so that a silent
 input costs nothing. Under int4 they stay int8: active rows alone are read, and integers can be summed across inputs.
+"certified" is float32 with a sketch of the matrices whose sums only meet a threshold: same results, fewer bytes.
 """
 
 from typing import Literal, get_args
 
 import numpy as np
 
-Precision = Literal["float32", "bfloat16", "int8", "int4"]
+Precision = Literal["float32", "bfloat16", "int8", "int4", "certified"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS)}  # csrc/engine.hpp, Format
+FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # csrc/engine.hpp, Format
 LANES, GROUP = 16, 32  # outputs side by side; inputs that share a scale under int4
 
 
 def kind_of(precision: Precision, by_input: bool) -> str:
     """The kind of a matrix at a precision."""
+    stored = "float32" if precision == "certified" else precision
     if by_input:
-        return ("int8" if precision == "int4" else precision) + ".by_input"
-    return precision
+        return ("int8" if stored == "int4" else stored) + ".by_input"
+    return stored
 
 
 def pack(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -39,6 +41,35 @@ def pack(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
         scale = _scale(weight)
         return _interleave((np.rint(weight / scale[:, None]) + 128).astype(np.uint8), 4), scale
     return _int4(weight)
+
+
+def sketch(weight: np.ndarray) -> dict[str, np.ndarray]:
+    """What decides most sides of a threshold without reading float32 `weight` (outs, ins): csrc/sketch.hpp.
+
+    Returns: data and scale as of kind "int8"; lost and kept (outs up to 16,) float32, so that the float32 product and
+    its 8-bit estimate of x = t k + e differ by at most lost |x| + kept |e|, Euclidean norms.
+    """
+    data, scale = pack(weight, "int8")
+    assert scale is not None
+    outs, ins = weight.shape
+    exact = np.pad(weight, ((0, len(scale) - outs), (0, 0))).astype(np.float64)
+    seen = scale[:, None].astype(np.float64) * np.rint(exact.astype(np.float32) / scale[:, None])
+    whole, kept, lost = (np.sqrt(np.square(x).sum(1)) for x in (exact, seen, exact - seen))
+    unit = 2.0**-24
+    lost += (ins + 32) * unit * whole + 32 * unit * kept
+    kept *= 1 + 32 * unit
+    return {"data": data, "scale": scale, "lost": _rounded_up(lost), "kept": _rounded_up(kept)}
+
+
+def _rounded_up(x: np.ndarray) -> np.ndarray:
+    """float32 above float64 x >= 0, with room for the few roundings of the run-time sum."""
+    return (x * (1 + 1e-6)).astype(np.float32)
+
+
+def sketch_shapes(outs: int, ins: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """dtype and shape of what `sketch` returns."""
+    data, scale = packed_shapes(outs, ins, "int8")
+    return {"data": data, "scale": scale, "lost": scale, "kept": scale}
 
 
 def packed_shapes(outs: int, ins: int, kind: str) -> tuple[tuple[np.dtype, tuple[int, ...]], ...]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from symboliclight.engine.files import finite, map_tensors
 from symboliclight.errors import InputError
 
 MAX_POSITION = 1 << 40  # tokens
+KEYS = ("k", "value", "anchor_k", "anchor_v")  # arrays that may be float32 or bfloat16
 
 
 @dataclass(eq=False)
@@ -24,7 +26,7 @@ class State:
     position: np.ndarray  # (B,) int64 of the next token
     v: np.ndarray  # (B, D) float32 membrane after reset, and so on in float32
     h: np.ndarray  # (B, L, D), empty without the decay path
-    k: np.ndarray  # (B, L, H, W, K), this and what follows empty without the attention path
+    k: np.ndarray  # (B, L, H, W, K) float32, or bfloat16 as uint16; this and what follows empty without attention
     value: np.ndarray  # (B, L, H, W, K)
     gate: np.ndarray  # (B, L, W) uint8
     anchor_k: np.ndarray  # (B, L, H, A, K)
@@ -40,6 +42,10 @@ class State:
             raise InputError("this state was advanced by an earlier call; go on from the state it returned, "
                              "or copy() a state before forking it")
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        """Name -> array, keys and values as bytes: what the native step takes and changes."""
+        return {name: array.view(np.uint8) if name in KEYS else array for name, array in self.arrays().items()}
 
     def take(self) -> "State":
         """The same arrays under a new owner; this state is not used again."""
@@ -87,45 +93,46 @@ class State:
     def load(path: str | Path, config: ModelConfig) -> "State":
         """Read a state of a model of this config. Raises `InputError` if the file is not one."""
         arrays, _ = map_tensors(Path(path))
-        check(arrays, config, str(path))
+        check(arrays, config, str(path), arrays["k"].dtype if "k" in arrays else np.float32)
         for name, array in arrays.items():
-            if array.dtype == np.float32 and not finite(array):
+            if array.dtype in (np.float32, np.uint16) and not finite(array):
                 raise InputError(f"{path}: {name} is not finite; use another state")
         return State(**{name: array.copy() for name, array in arrays.items()})
 
 
-def shapes(c: ModelConfig) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Name -> shape behind B, and dtype, of every array."""
+def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> shape behind B, and dtype, of every array; `keys` is the dtype of keys and values."""
     decay, attention = c.n_layers * (c.paths != "attention"), c.n_layers * (c.paths != "decay")
     ring, anchors = ((attention, c.n_heads, n, c.head_dim) for n in (c.window, c.n_anchors))
     return {
         "position": ((), np.int64), "v": ((c.d_model,), np.float32), "h": ((decay, c.d_model), np.float32),
-        "k": (ring, np.float32), "value": (ring, np.float32), "gate": ((attention, c.window), np.uint8),
-        "anchor_k": (anchors, np.float32), "anchor_v": (anchors, np.float32),
-        "anchor_gate": ((attention, c.n_anchors), np.uint8),
+        "k": (ring, keys), "value": (ring, keys), "gate": ((attention, c.window), np.uint8),
+        "anchor_k": (anchors, keys), "anchor_v": (anchors, keys), "anchor_gate": ((attention, c.n_anchors), np.uint8),
     }
 
 
-def check(arrays: dict[str, np.ndarray], config: ModelConfig, where: str, rows: int | None = None) -> None:
+def check(arrays: dict[str, np.ndarray], config: ModelConfig, where: str, keys: Any = np.float32,
+          rows: int | None = None) -> None:
     """Raise `InputError` unless `arrays` may be given to the engine: names, shapes, dtypes, sane positions, `rows`."""
-    expected = shapes(config)
+    if keys not in (np.float32, np.uint16):
+        raise InputError(f"{where} is not the state of a model; use a file that State.save wrote")
+    expected = shapes(config, keys)
     position = arrays.get("position", np.zeros(()))
     if position.ndim != 1 or arrays.keys() != expected.keys():
         raise InputError(f"{where} is not the state of a model; use a file that State.save wrote")
     for name, (shape, dtype) in expected.items():
         if arrays[name].shape != (len(position), *shape) or arrays[name].dtype != dtype:
-            raise InputError(f"{where}: {name} does not fit this model; use a state that this model made")
+            raise InputError(f"{where}: {name} does not fit this model at this precision; use a state that it made")
     if rows not in (None, len(position)):
         raise InputError(f"{where} is of {len(position)} sequences, the tokens of {rows}; pass matching rows")
     if np.abs(position).max(initial=0) > MAX_POSITION:
         raise InputError(f"{where}: position is out of range; use another state")
 
 
-def initial_state(config: ModelConfig, padding: np.ndarray) -> State:
+def initial_state(config: ModelConfig, padding: np.ndarray, keys: Any = np.float32) -> State:
     """The state before the first token of rows with `padding` (B,) absent tokens on the left."""
-    B = len(padding)
     arrays: dict[str, np.ndarray] = {}
-    for name, (shape, dtype) in shapes(config).items():
-        arrays[name] = np.zeros((B, *shape), dtype)
+    for name, (shape, dtype) in shapes(config, keys).items():
+        arrays[name] = np.zeros((len(padding), *shape), dtype)
     arrays["position"] = -np.asarray(padding, np.int64)
     return State(**arrays)

@@ -11,7 +11,17 @@ import numpy as np
 from symboliclight import checkpoint
 from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
-from symboliclight.engine.pack import FORMAT, PRECISIONS, Precision, kind_of, pack, packed_shapes, to_bfloat16
+from symboliclight.engine.pack import (
+    FORMAT,
+    PRECISIONS,
+    Precision,
+    kind_of,
+    pack,
+    packed_shapes,
+    sketch,
+    sketch_shapes,
+    to_bfloat16,
+)
 from symboliclight.errors import InputError
 
 MAX_STATE = 1 << 34  # bytes a sequence: a config that asks for more is damaged
@@ -68,6 +78,11 @@ def places(c: ModelConfig) -> Iterator[Place]:
     if c.prior == "dynamic":
         yield Place("head.prior_down.weight", "prior_down", 0, D // 4, D)
         yield Place("head.prior_up.weight", "prior_up", 0, V, D // 4)
+
+
+def sketched(c: ModelConfig, precision: Precision) -> list[Place]:
+    """Matrices that have a sketch beside them: those whose sums only meet a threshold."""
+    return [p for p in places(c) if precision == "certified" and p.site == "up" and c.ffn == "spike"]
 
 
 def vector_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -143,24 +158,33 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
     """What an exported folder holds, from the float32 tensors of a checkpoint."""
     out = {name: tensors[name] for name in vector_shapes(config)}
     embedding = tensors["encoder.embedding.weight"]
-    out[f"encoder.embedding.weight.{precision}"] = embedding if precision == "float32" else to_bfloat16(embedding)
+    out[f"encoder.embedding.weight.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
     for place in places(config):
         kind = kind_of(precision, place.spikes and sparse)
         data, scale = pack(tensors[place.name], kind)
         out[f"{place.name}.{kind}"] = data
         if scale is not None:
             out[f"{place.name}.{kind}.scale"] = scale
+    for place in sketched(config, precision):
+        out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(tensors[place.name]).items()}
     return out
+
+
+def _wide(precision: Precision) -> bool:
+    return precision in ("float32", "certified")
 
 
 def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
     yield from ((name, np.dtype(np.float32), shape) for name, shape in vector_shapes(config).items())
-    dtype = np.dtype(np.float32 if precision == "float32" else np.uint16)
+    dtype = np.dtype(np.float32 if _wide(precision) else np.uint16)
     yield f"encoder.embedding.weight.{precision}", dtype, (config.vocab_size, config.d_model)
     for place in places(config):
         kind = kind_of(precision, place.spikes)
         for suffix, (dtype, shape) in zip(("", ".scale"), packed_shapes(place.outs, place.ins, kind), strict=False):
             yield f"{place.name}.{kind}{suffix}", dtype, shape
+    for place in sketched(config, precision):
+        for part, (dtype, shape) in sketch_shapes(place.outs, place.ins).items():
+            yield f"{place.name}.sketch.{part}", dtype, shape
 
 
 def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision, sparse: bool) -> Weights:
@@ -173,7 +197,12 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
         data, scale = tensors[f"{p.name}.{kind}"], tensors.get(f"{p.name}.{kind}.scale")
         matrices.append(Matrix(p.site, p.layer, FORMAT[kind.split(".")[0]], by_input, p.outs, p.ins, data, scale))
     weight = float(tensors.get("head.prior_weight", c.prior_weight))
-    return Weights(precision, matrices, list(_vectors(c, tensors, weight)), weight)
+    vectors = list(_vectors(c, tensors, weight))
+    for p in sketched(c, precision):
+        parts = {part: tensors[f"{p.name}.sketch.{part}"] for part in sketch_shapes(p.outs, p.ins)}
+        matrices.append(Matrix("sketch", p.layer, FORMAT["int8"], False, p.outs, p.ins, parts["data"], parts["scale"]))
+        vectors += [(f"sketch.{part}", p.layer, parts[part]) for part in ("lost", "kept")]
+    return Weights(precision, matrices, vectors, weight)
 
 
 def _vectors(c: ModelConfig, tensors: Mapping[str, np.ndarray], prior: float) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -1,0 +1,94 @@
+// Certified spikes: which side of a threshold W x falls on, from 8-bit weights where a proven bound decides it, from the
+// float32 row where it does not. The spikes are those of the float32 product, bit by bit.
+//
+// Write W_j = s q_j + R_j for row j and x = t k + e with 16-bit integers k. The estimate s t (q_j . k) is summed exactly
+// and differs from W_j . x by at most |R_j| |x| + |s q_j| |e| (Cauchy-Schwarz, Euclidean norms). The float32 product
+// and the estimate themselves round by at most (ins + 32) u |W_j| |x| and 32 u |s q_j| |t k|, with u = 2^-24.
+// `lost` and `kept` hold those factors of |x| and |e|, rounded up (pack.sketch); `size` and `slip` bound |x| and |e|.
+#pragma once
+
+#include "products.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+
+constexpr int64_t SKETCH_ROWS = 4;  // beyond, reading the float32 matrix once for all rows is cheaper
+
+// Fills in what `certify` needs of row n of x.x.
+inline void prepare_sketch(const Matrix& rough, const Operand& x, int64_t n) {
+    const float* in = x.x + n * rough.ins;
+    int8_t *high = x.q + n * x.width, *low = x.low + n * x.width;
+    vfloat most{};
+    lanes(rough.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
+    const float top = max(most), step = top / 32512;
+    std::memset(high + rough.ins, 0, padded(rough.ins) - rough.ins);
+    std::memset(low + rough.ins, 0, padded(rough.ins) - rough.ins);
+    vint high_sum{}, low_sum{};
+    vfloat size{}, slip{};
+    const bool sound = top > 1e-15f && top < 1e15f;  // squares neither vanish nor overflow
+    const vfloat by = splat(sound ? 32512 / top : 0), half = splat(.5f);
+    lanes(rough.ins, [&](int64_t i, auto l) {
+        vfloat value = load(in + i, l), scaled = value * by;
+        vint k = __builtin_convertvector(scaled + (scaled < vfloat{} ? -half : half), vint), h = (k + 128) >> 8, rest = k - (h << 8);
+        vsmall h8 = __builtin_convertvector(h, vsmall), l8 = __builtin_convertvector(rest, vsmall);
+        std::memcpy(high + i, &h8, l);
+        std::memcpy(low + i, &l8, l);
+        high_sum += h, low_sum += rest;
+        vfloat left = fma(__builtin_convertvector(k, vfloat), splat(-step), value);
+        size = fma(value, value, size);
+        slip = fma(left, left, slip);
+    });
+    int32_t sums[2] = {};
+    for (int i = 0; i < W; ++i) sums[0] += high_sum[i], sums[1] += low_sum[i];
+    x.total[n] = sums[0];
+    x.sums[n * (x.width / GROUP)] = sums[1];
+    x.scale[n] = step;
+    x.size[n] = sqrtf(sum(size)) * 1.01f;
+    x.slip[n] = sound ? sqrtf(sum(slip)) * 1.01f + 4e-7f * x.size[n] : HUGE_VALF;  // the second term: rounding of `left`
+}
+
+// Rows [0, N) of y, for outputs of blocks [begin, end): numbers on the right side of `threshold`; those that the bound
+// leaves open are the float32 product. Returns how many those were.
+inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, float threshold, float* y,
+                       int64_t begin, int64_t end) {
+    const Matrix& rough = sketch.rough;
+    const int64_t size = padded(rough.ins) * LANES;
+    int64_t exact = 0;
+    for (int64_t n = 0; n < N; ++n) {
+        int32_t *open = x.index + n * x.width + begin * LANES, count = 0;
+        for (int64_t block = begin; block < end; ++block) {
+            const uint8_t* w = (const uint8_t*)rough.data + block * size;
+            const int8_t *high = x.q + n * x.width, *low = x.low + n * x.width;
+            vint a[PIECES] = {}, b[PIECES] = {};
+            for (int64_t i = 0; i < padded(rough.ins); i += 4, w += 64)
+                for (int p = 0; p < PIECES; ++p) {
+                    vint weights = load_words(w + p * 4 * W);
+                    a[p] = dot4(a[p], weights, four_of(high + i));
+                    b[p] = dot4(b[p], weights, four_of(low + i));
+                }
+            for (int p = 0; p < PIECES; ++p) {
+                const int64_t o = block * LANES + p * W;
+                vfloat fine = __builtin_convertvector(b[p] - splat_int(128 * x.sums[n * (x.width / GROUP)]), vfloat);
+                vfloat whole = fma(__builtin_convertvector(a[p] - splat_int(128 * x.total[n]), vfloat), splat(256), fine);
+                vfloat about = whole * (load((const float*)rough.scale + o, Full{}) * splat(x.scale[n]));
+                vfloat radius = fma(load(sketch.lost + o, Full{}), splat(x.size[n]),
+                                    fma(load(sketch.kept + o, Full{}), splat(x.slip[n]), splat(1e-30f)));
+                vint fires = about - radius >= splat(threshold), silent = about + radius < splat(threshold), sure = fires | silent;
+                put(m, block, p, about, y + n * m.outs, false);
+                for (int i = 0; i < W && o + i < m.outs; ++i) {
+                    open[count] = int32_t(o + i);
+                    count += !sure[i];
+                }
+            }
+        }
+        for (int32_t j = 0; j < count; ++j) {
+            const float* row = (const float*)m.data + open[j] * m.ins;
+            dot_tile<1, 1>(row, x.x + n * m.ins, m.ins, y + n * m.outs + open[j], m.outs, false);
+        }
+        exact += count;
+    }
+    return exact;
+}
+
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight

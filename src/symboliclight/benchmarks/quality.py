@@ -1,0 +1,138 @@
+"""`bench quality`: what each precision of the runtime costs a trained model on held-out text, and what an exit saves.
+
+Everything is compared with float32 in the same runtime, and that with the torch model: its spikes on real text and a
+greedy continuation.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from symboliclight import checkpoint, plots
+from symboliclight.atomic import write_atomic
+from symboliclight.benchmarks.harness import row, write
+from symboliclight.data.shards import Shards
+from symboliclight.engine.model import Engine, load
+from symboliclight.engine.pack import PRECISIONS, Precision
+from symboliclight.errors import InputError
+from symboliclight.model import load as load_torch
+from symboliclight.model.sites import spike_sites
+from symboliclight.quality import compare, means, nats, windows_of
+from symboliclight.tokenizer import Tokenizer
+
+ALLOWED: dict[Precision, float] = {"int8": 0.005, "int4": 0.02}  # relative perplexity, asked for
+GREEDY = 256
+EXITS = (None, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # nats
+
+
+def run(directory: Path, quick: bool = False, model: str | None = None, data: str | None = None) -> Path:
+    """Measure and write results/bench-quality.json and its chart; `quick` reads fewer tokens to test the benchmark."""
+    if model is None or data is None:
+        raise InputError("bench quality measures a trained model on text: give --model RUN and --data SHARDS")
+    shards, tokenizer = Shards.open(data), Tokenizer.load(checkpoint.locate(model))
+    threads = torch.get_num_threads()
+    engines: dict[str, Engine] = {p: load(model, p, threads) for p in PRECISIONS}
+    reference = engines.pop("float32")
+    windows = windows_of(shards, tokenizer, "test", min(256, reference.config.max_seq_len), 512 if quick else 8192)
+    same, greedy = against_torch(model, reference, windows)
+    if not same > 0.999:
+        raise InputError(f"bench quality: only {same:.4%} of the spikes are those of the torch model; nothing measured")
+    found = compare(reference, engines, windows)
+    rows = [
+        row("spikes in float32 that are those of the torch model, real text", "share", same, 1, same, 0.9999),
+        row(f"greedy continuation equal to the torch model's, of {GREEDY} tokens", "tokens", greedy, GREEDY,
+            greedy / GREEDY, 1.0),
+    ]
+    for name, domains in found.items():
+        mean = means(domains)
+        if name == "float32":
+            continue
+        against = mean["perplexity"] / (1 + mean["perplexity_change"])
+        allowed = ALLOWED.get(name)  # type: ignore[call-overload]
+        rows += [
+            row(f"perplexity {name} against float32, mean over domains", "perplexity", mean["perplexity"], against,
+                against / mean["perplexity"], None if allowed is None else 1 / (1 + allowed)),
+            row(f"spikes {name} equal to float32's", "share", 1 - mean["mismatch"], 1, 1 - mean["mismatch"],
+                1.0 if name == "certified" else None),
+            row(f"most likely next token {name} equal to float32's", "share", mean["top1"], 1, mean["top1"]),
+        ]
+    rate = certified_rate(engines["certified"], windows)
+    rows.append(row("certified: hidden units computed in full because 8 bits left them open", "share", rate, 1, rate))
+    depth = list(depths(reference, windows, 64 if quick else 256))
+    path = write("quality", rows, directory, threads=threads, quick=quick, model=reference.config.__dict__ | {},
+                 data_hash=shards.data_hash, tokenizer_hash=tokenizer.hash, domains=found, depth=depth)
+    write_atomic(directory / "bench-quality.svg", plots.plot_depth(depth, reference.config.n_layers))
+    return path
+
+
+def against_torch(directory: str, engine: Engine, windows: dict[str, list]) -> tuple[float, int]:
+    """Share of equal spikes over one batch of windows a domain; equal tokens of a greedy continuation."""
+    model, _ = load_torch(directory)
+    model.eval()
+    equal = pairs = 0
+    for found in windows.values():
+        tokens = found[0][0]
+        ours = engine.trace(tokens)[1]
+        theirs: dict[str, np.ndarray] = {}
+        hooks = [module.register_forward_hook(_keep(theirs, site)) for site, module in spike_sites(model).items()]
+        with torch.inference_mode():
+            model(torch.from_numpy(tokens))
+        for hook in hooks:
+            hook.remove()
+        equal += sum(int((theirs[site] == ours[site]).sum()) for site in ours)
+        pairs += sum(spikes.size for spikes in ours.values())
+    prompt = next(iter(windows.values()))[0][0][:1, :16]
+    return equal / pairs, _greedy(model, engine, prompt)
+
+
+def _keep(into: dict[str, np.ndarray], site: str) -> Any:
+    def hook(module: Any, inputs: Any, output: Any) -> None:
+        into[site] = ((output[0] if isinstance(output, tuple) else output) != 0).numpy()
+
+    return hook
+
+
+def _greedy(model: Any, engine: Engine, prompt: np.ndarray) -> int:
+    """How many of GREEDY greedily chosen tokens agree before the first that does not."""
+    with torch.inference_mode():
+        logits, state = model(torch.from_numpy(prompt))
+        ours, past = engine.last(prompt)
+        for count in range(GREEDY):
+            best, token = int(logits[0, -1].argmax()), int(ours[0].argmax())
+            if best != token:
+                return count
+            logits, state = model(torch.tensor([[best]]), state)
+            ours, past = engine.last(np.array([[token]]), past)
+    return GREEDY
+
+
+def certified_rate(engine: Engine, windows: dict[str, list]) -> float:
+    """Mean share of hidden units that the sketch leaves open, token by token, where it is used."""
+    for found in windows.values():
+        tokens, state = found[0][0][:1], engine.initial_state(1)
+        for t in range(min(128, tokens.shape[1])):
+            _, state = engine.last(tokens[:, t : t + 1], state)
+    return float(np.mean(engine.stats()["active"].get("up", [0.0])))
+
+
+def depths(engine: Engine, windows: dict[str, list], length: int) -> Iterator[dict[str, float | None]]:
+    """Perplexity, mean layers and tokens/s of one sequence a domain, token by token, for each entropy limit."""
+    for limit in EXITS:
+        early = Engine(replace(engine.config, exit_entropy=limit), engine.weights, engine.threads)
+        losses, taken = [], 0.0
+        for found in windows.values():
+            tokens, targets = (x[:1, :length] for x in found[0])
+            state = early.initial_state(1)
+            for t in range(tokens.shape[1]):
+                start = time.perf_counter()
+                logits, state = early.last(tokens[:, t : t + 1], state)
+                taken += time.perf_counter() - start
+                losses.append(float(nats(logits, targets[:, t])[0]))
+        layers = early._native.counts()[0] / early.tokens_read
+        yield {"entropy": limit, "perplexity": float(np.exp(np.mean(losses))), "layers": layers,
+               "tokens_per_s": len(losses) / taken}

@@ -1,0 +1,91 @@
+"""Certified spikes: the results of float32, bit by bit, however hard the sums crowd around the threshold."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_exact import BASE, ISAS, engine_of, random_model, tokens_of
+
+from symboliclight import _engine
+from symboliclight.engine.pack import sketch
+
+THETA = 1.0
+
+
+def same(model, tokens, **options):
+    """Logits of both precisions are equal bits; returns the certified engine."""
+    exact, certified = (engine_of(model, p, **options) for p in ("float32", "certified"))
+    for part in (tokens, tokens[:, :1], tokens[:, :3]):
+        np.testing.assert_array_equal(certified(part)[0], exact(part)[0])
+    state, other = certified.initial_state(len(tokens)), exact.initial_state(len(tokens))
+    for t in range(tokens.shape[1]):
+        a, state = certified(tokens[:, t : t + 1], state)
+        b, other = exact(tokens[:, t : t + 1], other)
+        np.testing.assert_array_equal(a, b)
+    assert certified._native.counts()[:3] == exact._native.counts()[:3]
+    return certified
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("switches", [{}, {"d_model": 42, "head_dim": 14, "d_ff": 61}, {"exit_entropy": 3.2}], ids=str)
+def test_certified_gives_the_bits_of_float32(isa, switches):
+    engine = same(random_model(**switches), tokens_of((1, 30)), isa=isa)
+    rate = np.mean(engine.stats()["active"]["up"])
+    assert 0 < rate < 0.25  # the sketch decides, and not everything
+
+
+def test_batches_use_the_sketch_while_it_pays():
+    same(random_model(), tokens_of((3, 12)))
+    same(random_model(), tokens_of((16, 4)))
+
+
+def test_gelu_has_no_threshold_to_certify():
+    engine = same(random_model(ffn="gelu"), tokens_of((1, 9)))
+    assert "up" not in engine.stats()["active"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_sums_on_the_threshold_itself(isa):
+    """Rows of W_up made from the very activations they meet, so that sums are the threshold within a few roundings."""
+    model = random_model(n_layers=1)
+    block = model.blocks[0]
+    seen = []
+    block.ffn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    tokens = tokens_of((1, 40))
+    with torch.no_grad():
+        model(torch.from_numpy(tokens))
+        c = seen[0][0].double()  # (T, D)
+        for j in range(BASE.d_ff):
+            x = c[j % len(c)]
+            row = THETA * x / x.square().sum() * (1 + (j % 7 - 3) * 2.0**-24)
+            if j % 3 == 1:  # the loss of 8 bits lies along x
+                row += 0.003 * row.abs().max() * x.sign()
+                row *= THETA / (row @ x)
+            block.ffn.up.weight[j] = row.float()
+    engine = same(model, tokens, isa=isa)
+    assert np.mean(engine.stats()["active"]["up"]) > 0.01
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-30, 1e-12, 1e-3, 1.0, 1e6, 1e30]), st.integers(1, 70))
+@settings(max_examples=60, deadline=None)
+def test_the_bound_holds_for_any_weights(seed, size, ins):
+    """|float32 product - estimate| <= lost |x| + kept |e| where x = t k + e, rounding of the product included."""
+    rng = np.random.default_rng(seed)
+    w = (rng.standard_normal((16, ins)) * rng.choice([1e-4, 1, 50], (16, ins)) * size).astype(np.float32)
+    x = (rng.standard_normal(ins) * rng.choice([1e-3, 1, 20], ins)).astype(np.float32)
+    parts = sketch(w)
+    step = np.float32(np.abs(x).max()) / np.float32(32512)
+    k = np.floor(x.astype(np.float64) / step + 0.5)
+    q = parts["data"].reshape(1, -1, 16, 4).transpose(0, 2, 1, 3).reshape(16, -1)[:, :ins].astype(np.float64) - 128
+    estimate = parts["scale"].astype(np.float64) * float(step) * (q @ k)
+    product = np.zeros(16, np.float32)
+    for i in range(ins):
+        product += w[:, i] * x[i]
+    slip = np.sqrt(np.square(x - k * float(step)).sum())
+    radius = parts["lost"] * np.sqrt(np.square(x.astype(np.float64)).sum()) + parts["kept"] * slip
+    assert np.all(np.abs(product.astype(np.float64) - estimate) <= radius + 1e-30)
+
+
+def test_every_instruction_set_is_under_test():
+    assert set(ISAS) == set(_engine.isas())
