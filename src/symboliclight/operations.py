@@ -159,6 +159,7 @@ class OperationMeter:
 
     def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.tokens += inputs[0].numel()
+        self._each("encoder.embedding", inputs[0].numel())  # a look-up: listed, without arithmetic
 
     def _watch_mixer(self, name: str, mixer: Any) -> None:
         config = mixer.config
@@ -222,7 +223,8 @@ class OperationMeter:
             for i in range(layers):
                 self._attention(f"transformer.h.{i}.attn.attention", seen, seen, D)
                 self._each(f"transformer.h.{i}.residual", hidden.numel(), acs=2)
-            self._each("transformer.positions", hidden.numel(), acs=1)
+            self._each("transformer.wte", tokens.numel())  # a look-up: listed, without arithmetic
+            self._each("transformer.wpe", hidden.numel(), acs=1)
             self._linear("head", hidden, columns, len(model.head.weight), False)
 
         self._on(model.transformer, count, with_kwargs=True)
