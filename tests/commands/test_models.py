@@ -207,3 +207,21 @@ def test_eval_counts_operations_where_asked(call, small_shards):
     table = call("eval", *options, "--operations").out.splitlines()
     assert next(line for line in table if line.startswith("blocks.*.ffn.up")).split()[1:] == ["4,096", "0", "4,096"]
     assert next(line for line in table if line.startswith("blocks.*.mixer.attention +"))
+
+
+def test_generate_writes_its_samples_as_a_dataset(call, small_checkpoint, tmp_path):
+    from datasets import load_from_disk
+
+    options = ("春天", "--num-samples", 2, "--seed", 7, "--max-tokens", 9, "--top-p", 0.9, "--stop", "zzz", "--json")
+    found = json.loads(call("generate", *options, "--dataset", tmp_path / "samples").out)
+    rows = load_from_disk(str(tmp_path / "samples")).to_list()
+    for row, sample in zip(rows, found["samples"], strict=True):
+        settings = row.pop("settings")
+        assert row == {"prompt": "春天", "model": str(small_checkpoint), **sample}
+        again = Sampling(**{name: settings.pop(name) for name in vars(Sampling())})
+        assert again == Sampling(top_k=50, top_p=0.9)
+        assert settings == {"max_tokens": 9, "stop": ["zzz"], "precision": None}
+    assert call("generate", "the", "--max-tokens", 3, "--dataset", tmp_path / "one").out.startswith("the")
+    assert load_from_disk(str(tmp_path / "one"))[0]["settings"]["stop"] == []
+    err = call("generate", *options, "--dataset", tmp_path / "samples", code=2).err
+    assert "is already there" in err and err.count("\n") == 1

@@ -85,11 +85,11 @@ def test_the_file_holds_its_configuration_and_nothing_is_left_beside_it(exported
     ({"paths": "decay", "prior": "static", "learn_neuron": True, "ffn": "gelu"}, True),
     ({"paths": "attention", "gate": False, "n_anchors": 0, "spike_source": "topk", "prior": "none"}, False),
 ], ids=str)
-def test_switches_are_exported_and_large_weights_lie_beside_the_file(small_config, small_tokenizer, tmp_path,
-                                                                     monkeypatch, changes, single_file):
+def test_switches_are_exported_and_large_weights_lie_beside_the_file(small_config, tmp_path, monkeypatch,
+                                                                     changes, single_file):
     torch.manual_seed(2)
     model = symboliclight.build(replace(small_config, n_layers=1, window=4, **changes)).eval()
-    checkpoint.save(tmp_path / "run", model.config, model.state_dict(), small_tokenizer)
+    checkpoint.save(tmp_path / "run", model.config, model.state_dict(), None)  # no text, no tokenizer
     if not single_file:
         monkeypatch.setattr("symboliclight.interop.onnx.SINGLE_FILE", 0)
     export(tmp_path / "run", "--out", tmp_path / "out" / "model.onnx")

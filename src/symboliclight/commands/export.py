@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from symboliclight.commands.models import add_model, load_model
+from symboliclight.commands.models import add_model, load_weights
 from symboliclight.commands.output import print_json
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
@@ -32,8 +32,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _onnx(args: argparse.Namespace) -> None:
-    model, _ = load_model(args.model)
-    from symboliclight.interop.onnx import export_onnx  # needs torch, which load_model has asked for
+    model, _ = load_weights(args.model)
+    from symboliclight.interop.onnx import export_onnx  # needs torch, which load_weights has asked for
 
     size = export_onnx(model, args.out)
     if args.json:

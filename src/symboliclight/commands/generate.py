@@ -18,6 +18,7 @@ from symboliclight.commands.models import (
 )
 from symboliclight.commands.output import print_json
 from symboliclight.errors import InputError
+from symboliclight.interop.datasets import check_samples_folder, save_samples
 from symboliclight.sampling import Completion, Generation, Sampling
 from symboliclight.tokenizer import Tokenizer
 
@@ -35,6 +36,8 @@ def add(commands: Any) -> None:
     add_sampling(p)
     p.add_argument("--num-samples", type=int, default=1, metavar="N",
                    help="write N continuations at once; sample i has seed + i (default: 1)")
+    p.add_argument("--dataset", metavar="DIR",
+                   help="write the samples as a Hugging Face dataset too: prompt, text, seed, settings")
     p.add_argument("--json", action="store_true", help="print JSON with text, tokens, seeds and speed")
     p.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
     p.set_defaults(run=_run_generate)
@@ -52,6 +55,8 @@ def _run_generate(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise InputError(f"--num-samples must be positive, got {args.num_samples}")
     prompt = _prompt(args)
+    if args.dataset is not None:
+        check_samples_folder(args.dataset)
     model, tokenizer = load_runner(args.model, args.precision)
     ids = tokenizer.encode(prompt, bos=True)
     run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed)
@@ -66,6 +71,9 @@ def _run_generate(args: argparse.Namespace) -> None:
         with token_progress("writing", args.max_tokens * args.num_samples) as advance:
             _follow(run, advance)
     seconds = time.perf_counter() - start
+    if args.dataset is not None:
+        save_samples(args.dataset, prompt, run.completions, str(args.model), how, args.max_tokens, args.stop,
+                     args.precision)
     if args.json:
         print_json(_figures(prompt, len(ids), run.completions, seconds))
     elif not stream:
