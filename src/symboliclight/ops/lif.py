@@ -4,6 +4,10 @@
 
 r is the membrane after the hard reset; r_0 = 0 at the start of a sequence and r_T is the state handed on.
 
+The same neuron elsewhere, both without the clamp: snntorch.Leaky(beta=λ, threshold=θ, reset_mechanism="zero"), which
+fires for v > θ and hands on v, to reset it in the next step; spikingjelly LIFNode(tau=1/(1-λ), decay_input=False,
+v_threshold=θ, v_reset=0.0), which fires for v >= θ and, by default, would divide x by tau (tests/ops/test_neurons.py).
+
 Gradients. `local` (the V1 default): s_t depends on x_t alone, r_{t-1} is a constant, and the state carries no
 gradient. `bptt`: the true recurrence, with the surrogate for ds/dv in the reset as well. `bptt_detached`: the
 recurrence with the reset factor (1 - s_t) held constant. The hard reset makes the recurrence no associative scan of
