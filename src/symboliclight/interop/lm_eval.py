@@ -82,6 +82,17 @@ class HarnessModel(TemplateLM):
         """Ids of `string`, after bos unless `add_special_tokens` is False."""
         return self._tokenizer.encode(string, bos=add_special_tokens is not False)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the harness does, but where a piece would span both (in Chinese it may), they are encoded apart.
+
+        White space at the end of the context belongs to the continuation.
+        """
+        kept = context.rstrip()
+        before, whole = self.tok_encode(kept), self.tok_encode(context + continuation)
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        return before, self.tok_encode(context[len(kept) :] + continuation, add_special_tokens=False)
+
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results."""
         return {**self._about, "max_length": self.max_length, "tokenizer_hash": self._tokenizer.hash,
