@@ -1,5 +1,7 @@
 """README and docs: figures come from results/, links lead somewhere, and shown commands exist."""
 
+import json
+import lzma
 import re
 import shlex
 import subprocess
@@ -12,6 +14,7 @@ from symboliclight import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WHOLE = {"from-transformers.md"}  # tests of their own run these pages from top to bottom
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -46,12 +49,36 @@ def test_shown_commands_parse(command):
     assert callable(args.run)
 
 
+def run_commands(page: Path) -> None:
+    """Run the page's own commands in order, in the present folder; `#` begins a comment."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                assert words[0] == "symboliclight", f"{page.name} shows {line!r}, which the test cannot run"
+                assert cli.main(words[1:]) == 0, f"{page.name}: {line}"
+
+
+def test_coming_from_nanogpt(tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "from-nanogpt.md"
+    (config,) = map(json.loads, blocks(page, "json"))
+    assert config["train"]["tokens"] == 2000 * 12 * 64  # as the page's table counts
+    config["train"] |= {"tokens": 8 * 12 * 64, "warmup_steps": 2}
+    (tmp_path / "shakespeare.json").write_text(json.dumps(config))
+    with lzma.open(ROOT / "src" / "symboliclight" / "data" / "demo" / "en_fiction.txt.xz", "rt") as text:
+        (tmp_path / "input.txt").write_text(text.read(150_000), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run_commands(page)
+    assert {"last", "best", "metrics.jsonl"} <= {p.name for p in (tmp_path / "out-gpt2").iterdir()}
+    assert capsys.readouterr().out.count("First Citizen:") == 4  # three samples, and one from the exported folder
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", PAGES[0].read_text(encoding="utf-8")))))
 def test_make_targets_of_the_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", [b for page in PAGES for b in blocks(page, "python")])
+@pytest.mark.parametrize("code", [b for page in PAGES if page.name not in WHOLE for b in blocks(page, "python")])
 def test_python_of_the_pages_runs(code, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -268,6 +268,17 @@ def test_the_published_size_is_that_of_the_released_entries():
     assert data < released.PUBLISHED[0].bytes < data + 1000 * len(entries)
 
 
+def test_the_page_and_the_help_say_how_to_fetch_the_files(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "import.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for command in released.FETCH:
+        assert command in page and command in shown
+    for file in released.PUBLISHED:
+        assert f"{file.bytes:,}" in page and file.sha256 in page
+
+
 # the tokenizer
 
 @pytest.fixture
