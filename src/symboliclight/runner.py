@@ -1,4 +1,4 @@
-"""A folder as something that runs: the torch model of a checkpoint, or the torch-free runtime."""
+"""A folder as something that runs: the torch model of a checkpoint, or the torch-free runtime. All loading is here."""
 
 import importlib.util
 from typing import Any
@@ -10,20 +10,40 @@ from symboliclight.tokenizer import FILE_NAME as TOKENIZER
 from symboliclight.tokenizer import Tokenizer
 
 
+def load_model(directory: str) -> tuple[Any, Tokenizer]:
+    """The torch model and tokenizer of a checkpoint or run folder.
+
+    Raises `InputError` without PyTorch, or if a file is missing or damaged.
+    """
+    model, tokenizer = load_weights(directory)
+    return model, _present(tokenizer, directory)
+
+
+def load_weights(directory: str) -> tuple[Any, Tokenizer | None]:
+    """As `load_model`, but weights that were imported without a tokenizer come without one."""
+    try:
+        from symboliclight.model import load
+    except ImportError as error:
+        raise InputError("running a model needs PyTorch: pip install 'symboliclight[train]'") from error
+    return load(directory)
+
+
 def load_runner(
     directory: str, precision: Precision | None = None, threads: int | None = None
 ) -> tuple[Any, Tokenizer]:
-    """A model that generates and scores text, and its tokenizer.
+    """What generates and scores text: the runtime, on `threads`, or the torch model.
 
-    It is the runtime, on `threads`, if a precision is asked for, torch is missing or the folder was exported.
-    Raises `InputError` if a file is missing or damaged.
+    It is the runtime if a precision is asked for, torch is missing or the folder was exported. Raises `InputError` if a
+    file is missing or damaged.
     """
     exported = engine.exported_precision(directory)
     if precision is None and exported is None and importlib.util.find_spec("torch") is not None:
-        from symboliclight.model import load
+        return load_model(directory)
+    return engine.load(directory, precision, threads), _present(checkpoint.load_tokenizer(directory), directory)
 
-        model, tokenizer = load(directory)
-        if tokenizer is None:
-            raise InputError(f"{directory} has no {TOKENIZER}, so it takes no text; import it again with --tokenizer")
-        return model, tokenizer
-    return engine.load(directory, precision, threads), Tokenizer.load(checkpoint.locate(directory))
+
+def _present(tokenizer: Tokenizer | None, directory: str) -> Tokenizer:
+    if tokenizer is None:
+        raise InputError(f"{directory} has no {TOKENIZER}, so it takes no text; restore it, or import the model again "
+                         "with --tokenizer")
+    return tokenizer

@@ -7,13 +7,14 @@ from typing import Any
 
 from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import locate
-from symboliclight.commands.models import add_model, load_model, read_text, token_progress
+from symboliclight.commands.models import add_model, read_text, token_progress
 from symboliclight.commands.operations import counted, print_operations
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.commands.tasks import add_tasks, asks_for_tasks, print_tasks, run_tasks
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
 from symboliclight.errors import InputError
+from symboliclight.runner import load_model
 
 
 def add(commands: Any) -> None:

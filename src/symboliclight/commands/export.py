@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from symboliclight.commands.models import add_model, load_weights
+from symboliclight.commands.models import add_model
 from symboliclight.commands.output import print_json
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
+from symboliclight.runner import load_weights
 
 
 def add(commands: Any) -> None:

@@ -11,7 +11,6 @@ from symboliclight.commands.models import (
     add_model,
     add_precision,
     add_sampling,
-    load_runner,
     read_text,
     sampling_of,
     token_progress,
@@ -19,6 +18,7 @@ from symboliclight.commands.models import (
 from symboliclight.commands.output import print_json
 from symboliclight.errors import InputError
 from symboliclight.interop.datasets import check_samples_folder, save_samples
+from symboliclight.runner import load_runner
 from symboliclight.sampling import Completion, Generation, Sampling
 from symboliclight.tokenizer import Tokenizer
 

@@ -4,10 +4,11 @@ import argparse
 from typing import Any
 
 import symboliclight
-from symboliclight.commands.models import add_model, load_weights
+from symboliclight.commands.models import add_model
 from symboliclight.commands.output import print_json
 from symboliclight.config import to_dict
 from symboliclight.provenance import machine
+from symboliclight.runner import load_weights
 
 
 def add(commands: Any) -> None:

@@ -1,51 +1,16 @@
-"""What commands that run a model share: loading it, its options, a bar over tokens."""
+"""What commands that run a model share: its options, a bar over tokens."""
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from symboliclight import checkpoint, engine
-from symboliclight.engine.pack import PRECISIONS, Precision
+from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
 from symboliclight.sampling import Sampling
-from symboliclight.tokenizer import FILE_NAME as TOKENIZER
-from symboliclight.tokenizer import Tokenizer
-
-
-def load_model(directory: str) -> tuple[Any, Tokenizer]:
-    """The torch model and tokenizer of a checkpoint or run folder; every command that needs text loads models here."""
-    model, tokenizer = load_weights(directory)
-    return model, _present(tokenizer, directory)
-
-
-def load_weights(directory: str) -> tuple[Any, Tokenizer | None]:
-    """The torch model of a checkpoint or run folder; no tokenizer comes with weights that were imported without one."""
-    try:
-        from symboliclight.model import load
-    except ImportError as error:
-        raise InputError("running a model needs PyTorch: pip install 'symboliclight[train]'") from error
-    return load(directory)
-
-
-def load_runner(directory: str, precision: Precision | None) -> tuple[Any, Tokenizer]:
-    """What generates text: the runtime if a precision is asked for, torch is missing or the folder was exported."""
-    exported = engine.exported_precision(directory)
-    if precision is None and exported is None and importlib.util.find_spec("torch") is not None:
-        return load_model(directory)
-    return engine.load(directory, precision), _present(checkpoint.load_tokenizer(directory), directory)
-
-
-def _present(tokenizer: Tokenizer | None, directory: str) -> Tokenizer:
-    if tokenizer is None:
-        raise InputError(f"{directory} has no {TOKENIZER}, so it takes no text; restore it, or import the model again "
-                         "with --tokenizer")
-    return tokenizer
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
