@@ -135,10 +135,10 @@ def _normalizers(spec: dict[int, Any]) -> list[Any]:
     if character_map:
         steps.append(normalizers.Precompiled(character_map))
     if squeeze:
-        steps += [normalizers.Replace(Regex("[ \u2581]+"), " "), normalizers.Strip()]
+        steps += [normalizers.Replace(Regex(" +"), " "), normalizers.Replace(Regex(r"\A | \z"), "")]
     if prefix:
         steps.append(normalizers.Prepend(" "))
-    return [normalizers.Replace("\u2581", " "), *steps] if steps else []
+    return [*steps, normalizers.Replace("\u2581", " ")] if steps else []
 
 
 def _check(original: Tokenizer, backend: Backend, name: str) -> None:
