@@ -205,6 +205,11 @@ def test_what_it_cannot_read_is_refused(inputs, message, model):
         model(**inputs)
 
 
+def test_decoding_that_takes_steps_back_is_refused(model, prompts):
+    with pytest.raises(ValueError, match="stateful"):
+        model.generate(prompts.input_ids[:1], assistant_model=model, max_new_tokens=4)
+
+
 def test_the_vocabulary_is_fixed(model):
     assert model.resize_token_embeddings(model.config.vocab_size) is model.get_input_embeddings()
     with pytest.raises(ValueError, match="fixed at 520 tokens"):
@@ -256,6 +261,7 @@ def test_trainer_fine_tunes_it_and_the_result_is_our_checkpoint(folder, tokenize
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 12 and np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.3
+    assert trainer.evaluate(rows)["eval_loss"] < losses[0]
     trainer.save_model(tmp_path / "tuned")
     ours, ours_tokenizer = symboliclight.load(tmp_path / "tuned")
     ids = torch.tensor([ours_tokenizer.encode(texts[0], bos=True)])

@@ -1,12 +1,15 @@
 """`ModelConfig` in the form that transformers keeps: its fields are attributes, its file is one of our config.json."""
 
+import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
 from symboliclight.config import FORMAT, ModelConfig, from_dict, to_dict
 from symboliclight.errors import InputError
+from symboliclight.interop.transformers.bundle import source_code
 
 CODE = "modeling_symboliclight"  # the module in a saved folder that defines everything again, without the package
 
@@ -39,6 +42,12 @@ class SymbolicLightConfig(PretrainedConfig):
     def core(self) -> ModelConfig:
         """The same as a `ModelConfig`, checked."""
         return from_dict(ModelConfig, {f.name: getattr(self, f.name) for f in fields(ModelConfig)}, "model")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write config.json and the code that it names, which loads the folder where symboliclight is not installed."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        Path(save_directory, f"{CODE}.py").write_text(source_code(), encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the fields of the model under "model"."""

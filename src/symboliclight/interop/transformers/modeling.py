@@ -1,6 +1,5 @@
 """SymbolicLight as a causal language model of transformers: the same modules, parameters and logits."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +8,8 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from symboliclight.interop.transformers.bundle import source_code
 from symboliclight.interop.transformers.cache import SymbolicLightCache
-from symboliclight.interop.transformers.configuration import CODE, SymbolicLightConfig
+from symboliclight.interop.transformers.configuration import SymbolicLightConfig
 from symboliclight.model.encoder import Neuron, Spike
 from symboliclight.model.ffn import FeedForward
 from symboliclight.model.head import Head
@@ -77,11 +75,6 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
         if cache is not None:
             cache.advance(state, input_ids.shape[1])
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the folder also gets the code that loads it where symboliclight is not installed."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        Path(save_directory, f"{CODE}.py").write_text(source_code(), encoding="utf-8")
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding (V, D)."""
