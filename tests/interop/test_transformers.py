@@ -13,10 +13,12 @@ import torch
 import symboliclight
 from symboliclight import checkpoint
 from symboliclight.errors import InputError
+from symboliclight.ops import torch_forms
 from symboliclight.sampling import Sampling, generate
 
 transformers = pytest.importorskip("transformers")
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers.dynamic_module_utils import get_class_from_dynamic_module  # noqa: E402
 
 from symboliclight.interop.transformers import (  # noqa: E402
     SymbolicLightCache,
@@ -331,17 +333,36 @@ def test_a_folder_loads_where_symboliclight_is_not_installed(folder, model, toke
     assert isinstance(back, SymbolicLightForCausalLM)
 
 
-def test_the_code_of_a_folder_runs_beside_the_package(folder, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
-    foreign = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    assert type(foreign) is SymbolicLightForCausalLM  # what is registered comes first
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+@pytest.fixture(scope="module")
+def bundled(folder, tmp_path_factory):
+    """The model class that the code in a folder defines, beside that of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        return get_class_from_dynamic_module("modeling_symboliclight.SymbolicLightForCausalLM", str(folder))
 
-    other = get_class_from_dynamic_module("modeling_symboliclight.SymbolicLightForCausalLM", str(folder))
-    assert other is not SymbolicLightForCausalLM
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: ",".join(c) or "default")
+def test_the_code_of_a_folder_computes_what_our_torch_forms_do(changes, bundled, small_config):
+    config = dataclasses.replace(small_config, dropout=0.1, **changes)
+    ours = SymbolicLightForCausalLM(SymbolicLightConfig(**dataclasses.asdict(config)))
+    theirs = bundled(bundled.config_class(**dataclasses.asdict(config)))
+    assert type(theirs) is not type(ours)
+    theirs.load_state_dict(ours.state_dict())
     tokens = torch.randint(0, 500, (2, 50))
-    with torch.no_grad():
-        assert torch.allclose(other.from_pretrained(folder)(tokens).logits, model(tokens).logits, atol=1e-5)
+    found = []
+    with torch_forms():
+        for model in (ours, theirs):
+            torch.manual_seed(3)
+            out = model.train()(tokens, labels=tokens, use_cache=True)
+            out.loss.backward()
+            gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            found.append({"logits": out.logits} | out.past_key_values.state.tensors() | gradients)
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_what_is_registered_comes_before_the_code_of_a_folder(folder):
+    assert type(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)) is SymbolicLightForCausalLM
 
 
 def test_config_fields_are_attributes_under_both_names(folder):
