@@ -1,5 +1,6 @@
 """README and docs: figures come from results/, links lead somewhere, and shown commands exist."""
 
+import io
 import json
 import lzma
 import re
@@ -14,7 +15,7 @@ from symboliclight import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WHOLE = {"from-transformers.md"}  # tests of their own run these pages from top to bottom
+WHOLE = {"from-llama-cpp.md", "from-snntorch.md", "from-transformers.md"}  # tests of their own run these pages from top to bottom
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -49,12 +50,12 @@ def test_shown_commands_parse(command):
     assert callable(args.run)
 
 
-def run_commands(page: Path) -> None:
-    """Run the page's own commands in order, in the present folder; `#` begins a comment."""
+def run_commands(page: Path, but: str = "") -> None:
+    """Run the page's own commands in order, in the present folder, except those called `but`; `#` begins a comment."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words:
+            if words and words[1] != but:
                 assert words[0] == "symboliclight", f"{page.name} shows {line!r}, which the test cannot run"
                 assert cli.main(words[1:]) == 0, f"{page.name}: {line}"
 
@@ -71,6 +72,47 @@ def test_coming_from_nanogpt(tmp_path, monkeypatch, capsys):
     run_commands(page)
     assert {"last", "best", "metrics.jsonl"} <= {p.name for p in (tmp_path / "out-gpt2").iterdir()}
     assert capsys.readouterr().out.count("First Citizen:") == 4  # three samples, and one from the exported folder
+
+
+def test_coming_from_snntorch(small_checkpoint, small_shards, tmp_path, monkeypatch, capsys):
+    for package in ("neurobench", "spikingjelly"):
+        pytest.importorskip(package)
+    page = ROOT / "docs" / "from-snntorch.md"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mini").symlink_to(small_checkpoint)
+    (tmp_path / "shards").symlink_to(small_shards.path)
+    monkeypatch.chdir(tmp_path)
+    run_commands(page)
+    assert "operations a token" in capsys.readouterr().out
+    code = "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "membrane (2, 128)" in done.stdout and "Effective_ACs" in done.stdout
+    assert len(re.findall(r"^\d+ \d+$", done.stdout, re.MULTILINE)) == 3  # tokens and spikes from ONNX
+
+
+def test_coming_from_llama_cpp(small_checkpoint, tmp_path, monkeypatch, capsys):
+    page = ROOT / "docs" / "from-llama-cpp.md"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mini").symlink_to(small_checkpoint)
+    (tmp_path / "prompt.txt").write_text("the old city", encoding="utf-8")
+    (tmp_path / "wiki.test.raw").write_text(" \n = City = \n \n The old city , and the river . \n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("hello\n/exit\n".encode())))
+    run_commands(page, but="bench")
+    out = capsys.readouterr().out
+    assert "token_perplexity" in out and "tokens_per_second" in out and "encoder" in out
+    done = subprocess.run([sys.executable, "-c", *blocks(page, "python")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The sun") and "\nNobody" in done.stdout and (tmp_path / "prompt.state").is_file()
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_those_who_come_from_llama_cpp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (command,) = (c for c in commands() if c.startswith("symboliclight bench decode --quick"))
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert json.loads((tmp_path / "bench-quick" / "bench-decode.json").read_text())["check"] == "passed"
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", PAGES[0].read_text(encoding="utf-8")))))

@@ -7,7 +7,7 @@ import snntorch
 import torch
 from snntorch import surrogate as snntorch_surrogate
 
-from symboliclight.ops import lif_scan_loop, surrogate
+from symboliclight.ops import lif_scan_loop, spike, surrogate
 from symboliclight.ops.lif import lif_forward
 
 LEAK, THRESHOLD, CLAMP = 0.95, 1.0, 3.0
@@ -17,6 +17,11 @@ LEAK, THRESHOLD, CLAMP = 0.95, 1.0, 3.0
 def currents():
     """(B, T, D) float64, strong enough to spike, weak enough never to meet the clamp."""
     return 0.1 + 0.3 * torch.randn(2, 200, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return torch.randn(2, 200, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def ours(x, clamp=CLAMP):
@@ -39,12 +44,16 @@ def leaky(x, **options):
     return tuple(torch.stack(part, 1) for part in zip(*steps, strict=True))
 
 
-def lif_node(x, **options):
+def lif_node(x, detach=False, **options):
     """spikingjelly: `v` after a step is the membrane after the reset."""
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     node = neuron.LIFNode(**{"tau": 1 / (1 - LEAK), "decay_input": False, "v_threshold": THRESHOLD, "v_reset": 0.0,
                              **options})
-    steps = [(node(x_t), node.v) for x_t in x.unbind(1)]
+    steps = []
+    for x_t in x.unbind(1):
+        steps.append((node(x_t), node.v))
+        if detach:
+            node.v = node.v.detach()
     return tuple(torch.stack(part, 1) for part in zip(*steps, strict=True))
 
 
@@ -73,6 +82,8 @@ def test_the_defaults_of_both_reset_or_scale_otherwise(currents):
     s, _ = ours(currents)
     assert not torch.equal(leaky(currents, reset_mechanism="subtract")[0], s)
     assert not torch.equal(lif_node(currents, v_reset=None)[0], s)
+    later = leaky(currents, reset_mechanism="subtract")[0]  # θ goes after the leak here, before it in spikingjelly
+    assert not torch.equal(later, lif_node(currents, v_reset=None)[0])
     scaled = lif_node(currents / (1 - LEAK), decay_input=True)[0]  # decay_input=True divides the current by tau
     assert torch.equal(scaled, s) and not torch.equal(lif_node(currents, decay_input=True)[0], s)
 
@@ -96,3 +107,24 @@ def test_the_surrogate_is_the_atan_of_both_under_another_scale():
         v = u.clone().requires_grad_()
         atan(v).sum().backward()
         torch.testing.assert_close(v.grad / (theirs / 2), surrogate(u, 0.0, alpha))
+
+
+@pytest.mark.parametrize(("gradient", "library"), [
+    ("bptt_detached", lambda x: leaky(x, spike_grad=fire)),
+    ("bptt_detached", lambda x: lif_node(x, surrogate_function=fire, detach_reset=True)),
+    ("bptt", lambda x: lif_node(x, surrogate_function=fire)),
+    ("local", lambda x: lif_node(x, surrogate_function=fire, detach=True)),
+], ids=["snnTorch", "spikingjelly, detach_reset=True", "spikingjelly", "spikingjelly, membrane detached"])
+def test_each_gradient_mode_is_what_a_setting_of_theirs_does(currents, weights, gradient, library):
+    gradients = []
+    for run in (lambda x: lif_scan_loop(x, torch.zeros_like(x[:, 0]), torch.tensor(LEAK, dtype=x.dtype),
+                                        torch.tensor(THRESHOLD, dtype=x.dtype), gradient=gradient), library):
+        x = currents.clone().requires_grad_()
+        (run(x)[0] * weights).sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def fire(u):
+    """Our spike and surrogate in the place of theirs."""
+    return spike(u, torch.zeros((), dtype=u.dtype))
