@@ -69,7 +69,8 @@ def source_code() -> str:
     texts = [HEADER, _import_lines(s for s in kept if s.imports)]
     for module, part in parts.items():
         mine = [s.text for s in part if s in kept and not s.imports]
-        texts += ["\n\n\n".join([f"# From symboliclight/{module.replace('.', '/')}.py", *mine])] if mine else []
+        texts += [f"# From symboliclight/{module.replace('.', '/')}.py"] if mine and module in MODULES else []
+        texts += mine
     return "\n\n\n".join(texts) + "\n"
 
 
