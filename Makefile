@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test lint bench sanitize docs clean
+.PHONY: help demo test lint bench sanitize fuzz arm64 docs clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
@@ -13,7 +13,9 @@ help:
 	@echo "make lint   install and run ruff and mypy"
 	@echo "make bench  install and run the benchmarks into results/"
 	@echo "make docs   fill the tables of README.md and docs/ from results/"
-	@echo "make sanitize  build the kernels with AddressSanitizer and UBSan and run their tests"
+	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
+	@echo "make fuzz   the same build under damaged model and state files, for ten minutes"
+	@echo "make arm64  compile the native code for arm64"
 	@echo "make clean  remove the virtual environment and build files"
 
 # $(VENV)/train holds what training needs, $(VENV)/all also what tests, lint and pages need. The spiking packages that
@@ -41,6 +43,15 @@ bench: $(VENV)/all
 
 sanitize: $(VENV)/all
 	tools/sanitize.sh $(BIN)/python
+
+fuzz: $(VENV)/all
+	@$(PIP) atheris
+	SANITIZER=$$($(BIN)/python -c "import atheris; print(atheris.path())")/asan_with_fuzzer.so \
+	    tools/sanitize.sh $(BIN)/python tools/fuzz.py --seconds 600
+
+arm64: $(VENV)/all
+	@$(PIP) ziglang
+	tools/arm64.sh $(BIN)/python
 
 docs: $(VENV)/all
 	$(BIN)/python tools/fill_docs.py

@@ -180,7 +180,8 @@ struct Step {
             vint from, to = lane_numbers() < splat_int(l) ? splat_int(-1) : vint{};
             std::memcpy(&from, s.from + j, sizeof(int32_t) * l);
             std::memcpy(&to, s.to + j, sizeof(int32_t) * l);
-            vfloat x = (lane_numbers() < splat_int(l)) & (from <= splat_int(r)) & (to >= splat_int(r)) ? load(score + j, l) * scale : never;
+            vint seen = (lane_numbers() < splat_int(l)) & (from <= splat_int(r)) & (to >= splat_int(r));
+            vfloat x = seen ? load(score + j, l) * scale : never;
             store(score + j, x, l);
             most = max(most, x);
         });

@@ -205,7 +205,7 @@ private:
                 vfloat score = fma(load(scores + offset + c, Full{}), factor, load(bias + key + c, Full{}));
                 if (low > 0 || high < SIDE - 1) {
                     vint lane = lane_numbers() + c;
-                    score = (lane >= low) & (lane <= high) ? score : closed;
+                    score = ((lane >= low) & (lane <= high)) ? score : closed;
                 }
                 store(scores + offset + c, score, Full{});
                 most = max(most, score);

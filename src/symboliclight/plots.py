@@ -135,6 +135,9 @@ def plot_decode(curves: dict[str, list[dict[str, Any]]], form: str = "svg") -> b
                 panel.plot([p[key] for p in curves[name]], [p[line] for p in curves[name]], "o-", color=colour, ms=4,
                            label=line)
             panel.set(xlabel=label, ylabel="tokens/s", ylim=0, xscale=scale)
+            if key != "active":
+                panel.set_xticks([p[key] for p in curves[name]], [f"{p[key]:g}" for p in curves[name]], minor=False)
+                panel.minorticks_off()
             panel.legend(fontsize=8)
         return render(figure, form)
 

@@ -127,7 +127,7 @@ def rasters(model: Any, tokenizer: Tokenizer, corpus: Corpus) -> list[dict[str, 
     found = []
     for language, domain in SENTENCES.items():
         text = sentence(next(corpus.documents(domain, "validation")), tokenizer)
-        caption = f"{language}, from a held-out document: “{text}”. Each mark is a spike; 48 evenly chosen units a site."
+        caption = f"{language}, from a held-out document: “{text}”. 48 evenly chosen units a site."
         found.append({"language": language, "caption": caption, "svg": raster_svg(raster(model, tokenizer, text))})
     return found
 

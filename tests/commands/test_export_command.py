@@ -1,6 +1,7 @@
 """`symboliclight export`, and text from the runtime."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -51,3 +52,14 @@ def test_export_refuses_in_one_line(args, tmp_path, capsys):
         code = exit_.code
     assert code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_ends_generation_cleanly(small_checkpoint):
+    args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "10000000"]
+    process = subprocess.Popen([sys.executable, "-m", "symboliclight.cli", *args], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    assert process.stdout.read(7) == b"the sun"  # it is at work
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err.decode().strip() == "symboliclight: interrupted"

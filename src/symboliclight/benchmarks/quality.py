@@ -16,6 +16,7 @@ import torch
 from symboliclight import checkpoint, plots
 from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks.harness import row, write
+from symboliclight.config import to_dict
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine, load
 from symboliclight.engine.pack import PRECISIONS, Precision
@@ -30,10 +31,8 @@ GREEDY = 256
 EXITS = (None, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # nats
 
 
-def run(directory: Path, quick: bool = False, model: str | None = None, data: str | None = None) -> Path:
+def run(directory: Path, quick: bool, model: str, data: str) -> Path:
     """Measure and write results/bench-quality.json and its chart; `quick` reads fewer tokens to test the benchmark."""
-    if model is None or data is None:
-        raise InputError("bench quality measures a trained model on text: give --model RUN and --data SHARDS")
     shards, tokenizer = Shards.open(data), Tokenizer.load(checkpoint.locate(model))
     threads = torch.get_num_threads()
     engines: dict[str, Engine] = {p: load(model, p, threads) for p in PRECISIONS}
@@ -64,7 +63,7 @@ def run(directory: Path, quick: bool = False, model: str | None = None, data: st
     rate = certified_rate(engines["certified"], windows)
     rows.append(row("certified: hidden units computed in full because 8 bits left them open", "share", rate, 1, rate))
     depth = list(depths(reference, windows, 64 if quick else 256))
-    path = write("quality", rows, directory, threads=threads, quick=quick, model=reference.config.__dict__ | {},
+    path = write("quality", rows, directory, threads=threads, quick=quick, model=to_dict(reference.config),
                  data_hash=shards.data_hash, tokenizer_hash=tokenizer.hash, domains=found, depth=depth)
     write_atomic(directory / "bench-quality.svg", plots.plot_depth(depth, reference.config.n_layers))
     return path

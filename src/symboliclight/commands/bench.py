@@ -11,6 +11,7 @@ BENCHMARKS = {
     "ops": "each native kernel against its torch form and loop",
     "train": "training steps and their memory beside GPT-2, and where the time of a step goes",
     "decode": "the torch-free runtime at every precision beside its dense path, torch and GPT-2",
+    "quality": "what each precision of the runtime costs a trained model; needs --model and --data",
     "model": "training step of mini beside GPT-2; forwards of v1-194m beside the reference forms",
 }
 
@@ -22,6 +23,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", type=Path, default=Path("results"), help="folder for bench-NAME.json (default: results)")
     p.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     p.add_argument("--quick", action="store_true", help="small shapes, to try the benchmark itself; not for quoting")
+    p.add_argument("--model", metavar="DIR", help="for quality: a checkpoint, or the folder of a run")
+    p.add_argument("--data", metavar="DIR", help="for quality: its token shards")
     p.add_argument("--json", action="store_true", help="print the result file instead of a table")
     p.set_defaults(run=run)
 
@@ -32,9 +35,12 @@ def run(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise InputError("bench needs PyTorch: pip install 'symboliclight[bench]'") from error
     torch.set_num_threads(args.threads)
-    for name in BENCHMARKS if args.name == "all" else [args.name]:
+    trained = {"model": args.model, "data": args.data}
+    if args.name == "quality" and not all(trained.values()):
+        raise InputError("bench quality measures a trained model on text: give --model RUN and --data SHARDS")
+    for name in [n for n in BENCHMARKS if n != "quality" or args.model] if args.name == "all" else [args.name]:
         module = importlib.import_module(f"symboliclight.benchmarks.{name}")
-        path = module.run(args.out, quick=args.quick)
+        path = module.run(args.out, quick=args.quick, **(trained if name == "quality" else {}))
         result = json.loads(path.read_text(encoding="utf-8"))
         if args.json:
             print(json.dumps(result, indent=1))

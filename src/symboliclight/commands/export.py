@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from symboliclight.commands.models import add_model
-from symboliclight.commands.output import print_json
+from symboliclight.commands.models import add_model, token_progress
+from symboliclight.commands.output import print_json, print_table
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
 from symboliclight.runner import load_weights
@@ -24,6 +24,9 @@ def add(commands: Any) -> None:
                    help="for the model card of --format transformers: what `symboliclight eval --out` wrote")
     p.add_argument("--precision", choices=PRECISIONS, default="int8",
                    help="weights in 32, 16, 8 or 4 bits; spike-fed matrices keep 8 under int4 (default: int8)")
+    p.add_argument("--data", metavar="DIR",
+                   help="token shards: also report perplexity, differing spikes and top-1 agreement beside float32, by "
+                        "domain, and write them to quality.json in the folder")
     p.add_argument("--json", action="store_true", help="print sizes in bytes as JSON")
     p.set_defaults(run=_run)
 
@@ -63,10 +66,34 @@ def _runtime(args: argparse.Namespace) -> None:
     engine.export(args.model, args.out, args.precision)
     before = (checkpoint.locate(args.model) / checkpoint.MODEL).stat().st_size
     after = (args.out / checkpoint.MODEL).stat().st_size
+    quality = _report(args) if args.data else None
     if args.json:
-        print_json({"precision": args.precision, "bytes_before": before, "bytes": after})
-    else:
-        print(f"{args.out}: {args.precision}, {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB")
+        print_json({"precision": args.precision, "bytes_before": before, "bytes": after}
+                   | ({} if quality is None else {"quality": quality}))
+        return
+    print(f"{args.out}: {args.precision}, {after / 1e6:.1f} MB instead of {before / 1e6:.1f} MB")
+    if quality is not None:
+        print_table(["beside float32", "perplexity", "change", "spikes that differ", "same next token"],
+                    [[name, f"{d['perplexity']:.3f}", f"{d['perplexity_change']:+.2%}", f"{d['mismatch']['all']:.3%}",
+                      f"{d['top1']:.2%}"] for name, d in quality.items()])
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures by domain of the exported folder, beside the float32 of its checkpoint."""
+    from symboliclight import engine
+    from symboliclight.data.shards import Shards
+    from symboliclight.provenance import write_result
+    from symboliclight.quality import compare, windows_of
+    from symboliclight.tokenizer import Tokenizer
+
+    shards, exact, exported = Shards.open(args.data), engine.load(args.model, "float32"), engine.load(args.out)
+    windows = windows_of(shards, Tokenizer.load(args.out), "test", min(256, exact.config.max_seq_len), 8192)
+    total = sum(targets.size for found in windows.values() for _, targets in found)
+    with token_progress("evaluating", total) as advance:
+        found = compare(exact, {"exported": exported}, windows, advance)["exported"]
+    about = {"precision": args.precision, "data_hash": shards.data_hash}
+    write_result(args.out / "quality.json", about | {"domains": found})
+    return found
 
 
 FORMATS = {"runtime": _runtime, "onnx": _onnx, "transformers": _transformers}
