@@ -15,7 +15,8 @@ from symboliclight import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WHOLE = {"from-llama-cpp.md", "from-snntorch.md", "from-transformers.md"}  # tests of their own run these pages from top to bottom
+# Tests of their own run these pages from top to bottom.
+WHOLE = {"from-llama-cpp.md", "from-snntorch.md", "from-transformers.md"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -98,7 +99,7 @@ def test_coming_from_llama_cpp(small_checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "prompt.txt").write_text("the old city", encoding="utf-8")
     (tmp_path / "wiki.test.raw").write_text(" \n = City = \n \n The old city , and the river . \n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("hello\n/exit\n".encode())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n/exit\n")))
     run_commands(page, but="bench")
     out = capsys.readouterr().out
     assert "token_perplexity" in out and "tokens_per_second" in out and "encoder" in out
