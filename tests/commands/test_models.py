@@ -163,6 +163,7 @@ def test_eval_reads_a_text_file(call, tmp_path, small_tokenizer):
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "give either --data DIR or --text FILE"),
     (["--data", "a", "--text", "b"], "give either"),
+    (["--tasks", "a", "--operations"], "leave it out beside --tasks"),
     (["--data", "/nowhere"], "/nowhere"),
     (["--text", "/nowhere"], "cannot read /nowhere"),
     (["--data", "a", "--max-tokens", "0"], "--max-tokens must be positive"),

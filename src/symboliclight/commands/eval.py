@@ -40,6 +40,8 @@ def _run(args: argparse.Namespace) -> None:
     tasks = asks_for_tasks(args)
     if (args.data is not None) + (args.text is not None) + tasks != 1:
         raise InputError("give either --data DIR or --text FILE, or --tasks NAMES")
+    if tasks and args.operations:
+        raise InputError("--operations counts what --data or --text reads; leave it out beside --tasks")
     for name in ("max_tokens", "seq_len"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from symboliclight.commands.models import add_model, token_progress
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.engine.pack import PRECISIONS
@@ -39,7 +41,8 @@ def _onnx(args: argparse.Namespace) -> None:
     model, _ = load_weights(args.model)
     from symboliclight.interop.onnx import export_onnx  # needs torch, which load_weights has asked for
 
-    size = export_onnx(model, args.out)
+    with Console(stderr=True).status("tracing one step and writing it"):
+        size = export_onnx(model, args.out)
     if args.json:
         print_json({"format": "onnx", "bytes": size})
     else:
