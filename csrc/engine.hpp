@@ -60,6 +60,7 @@ struct Model {
     Norm encoder_norm;
     const float *leak, *threshold;  // (D,)
     Matrix head, prior_down, prior_up;
+    Sketch head_sketch, prior_sketch;
     const float* bias = nullptr;     // (V,) weighted static prior
     const float* inverse = nullptr;  // (K / 2,) RoPE radians a position
     const Layer* layers = nullptr;
@@ -104,12 +105,14 @@ struct Scratch {
     const void **keys, **values;           // (threads, sight)
     int32_t *from, *to;                    // (threads, sight)
     float* trial;                          // (B, V) logits for the early exit
+    float *least, *bar;                    // (B, V / 16) largest lower bound of a block of logits; (B,)
 };
 
 // What calls did, for honest byte counts.
 struct Stats {
     int64_t *tcam, *down;  // (L,) active inputs
     int64_t* exact;        // (L,) outputs of `up` computed in full because the sketch left them open
+    int64_t *chosen;       // 2: rows whose head was sketched, and logits computed in full for them
     int64_t sketched;      // tokens times layers whose spikes come from the sketch
     int64_t layers;        // tokens times layers run
 };
@@ -125,6 +128,7 @@ struct Call {
     Logits want;
     float* logits;  // (B, V) or (B, T, V)
     Taps taps;
+    int64_t top;  // with Logits::last: what is surely not among so many largest logits may be -infinity; 0: all are wanted
 };
 
 struct EngineIsa {

@@ -96,7 +96,8 @@ class Engine {
         Layer& p = layers_.at(layer);
         struct { const char* name; Matrix* to; int64_t outs, ins; } places[] = {
             {"embedding", &m_.embedding, m_.V, D}, {"tcam", &p.tcam, D, D}, {"q", &p.q, D, D}, {"k", &p.k, D, D},
-            {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D}, {"sketch", &p.sketch.rough, m_.F, D}, {"down", &p.down, D, m_.F},
+            {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D}, {"up.sketch", &p.sketch.rough, m_.F, D}, {"head.sketch", &m_.head_sketch.rough, m_.V, D},
+            {"prior_up.sketch", &m_.prior_sketch.rough, m_.V, P}, {"down", &p.down, D, m_.F},
             {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P}};
         for (auto& place : places)
             if (site == place.name) {
@@ -117,8 +118,11 @@ class Engine {
             {"mixer_norm.weight", &p.mixer_norm.weight, D}, {"mixer_norm.bias", &p.mixer_norm.bias, D},
             {"ffn_norm.weight", &p.ffn_norm.weight, D}, {"ffn_norm.bias", &p.ffn_norm.bias, D},
             {"leak", &m_.leak, D}, {"threshold", &m_.threshold, D}, {"decay", &p.decay, m_.H}, {"bias", &m_.bias, m_.V},
-            {"inverse", &m_.inverse, m_.K / 2}, {"sketch.lost", &p.sketch.lost, up(m_.F, LANES)},
-            {"sketch.kept", &p.sketch.kept, up(m_.F, LANES)}};
+            {"inverse", &m_.inverse, m_.K / 2}, {"up.sketch.lost", &p.sketch.lost, up(m_.F, LANES)},
+            {"up.sketch.kept", &p.sketch.kept, up(m_.F, LANES)}, {"head.sketch.lost", &m_.head_sketch.lost, up(m_.V, LANES)},
+            {"head.sketch.kept", &m_.head_sketch.kept, up(m_.V, LANES)},
+            {"prior_up.sketch.lost", &m_.prior_sketch.lost, up(m_.V, LANES)},
+            {"prior_up.sketch.kept", &m_.prior_sketch.kept, up(m_.V, LANES)}};
         if (site == "fuse") {
             p.fuse = *of_size(data, 1, "fuse");
             return;
@@ -142,7 +146,8 @@ class Engine {
     void forward(Array<const int64_t> tokens, Array<int64_t> position, Array<float> v, Array<float> h, Keys k,
                  Keys value, Array<uint8_t> gate, Keys anchor_k, Keys anchor_v,
                  Array<uint8_t> anchor_gate, std::optional<Array<float>> logits, bool all,
-                 std::optional<Array<uint8_t>> encoder, std::optional<Array<uint8_t>> ffn, std::optional<Array<uint8_t>> blocks) {
+                 int64_t top, std::optional<Array<uint8_t>> encoder, std::optional<Array<uint8_t>> ffn,
+                 std::optional<Array<uint8_t>> blocks) {
         require_complete();
         if (tokens.ndim() != 2) throw std::invalid_argument("tokens must be (B, T)");
         const int64_t B = tokens.shape(0), T = tokens.shape(1), LB = m_.L * B, D = m_.decay ? m_.D : 0, X = m_.attention ? 1 : 0;
@@ -152,7 +157,7 @@ class Engine {
                     of_keys(k, X * LB * m_.W * m_.D, "k"), of_keys(value, X * LB * m_.W * m_.D, "value"),
                     of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, X * LB * m_.A * m_.D, "anchor_k"),
                     of_keys(anchor_v, X * LB * m_.A * m_.D, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
-        Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr, {}};
+        Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr, {}, all ? 0 : std::max<int64_t>(top, 0)};
         if (logits) call.logits = of_size(*logits, (all ? B * T : B) * m_.V, "logits");
         if (encoder) call.taps.encoder = of_size(*encoder, B * T * m_.D, "encoder spikes");
         if (ffn) call.taps.ffn = of_size(*ffn, LB * T * m_.F, "ffn spikes");
@@ -160,7 +165,7 @@ class Engine {
         nb::gil_scoped_release free;
         std::lock_guard one_call(mutex_);
         Scratch scratch = make_scratch(B, B * T);
-        Stats stats{tcam_.data(), down_.data(), exact_.data(), 0, 0};
+        Stats stats{tcam_.data(), down_.data(), exact_.data(), chosen_, 0, 0};
         isa_->forward(m_, state, call, scratch, stats, pool_);
         layers_run_ += stats.layers, sketched_ += stats.sketched;
         for (int64_t b = 0; b < B; ++b) state.position[b] += T;
@@ -177,17 +182,23 @@ class Engine {
 
     std::string isa() const { return isa_->name; }
     int threads() const { return pool_.size(); }
-    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_, sketched_, exact_); }
+    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_, sketched_, exact_, chosen_[0], chosen_[1]); }
 
   private:
+    static bool sound(const Sketch& sketch, const Matrix& exact) {
+        return !sketch.rough.data || (sketch.lost && sketch.kept && sketch.rough.format == Format::int8 && !sketch.rough.by_input &&
+                                      exact.format == Format::float32 && !exact.by_input);
+    }
+
     void require_complete() const {
         bool good = m_.embedding.data && m_.head.data && m_.inverse && m_.leak && m_.threshold && m_.encoder_norm.weight &&
                     m_.encoder_norm.bias && (m_.prior != Prior::fixed || m_.bias) &&
                     (m_.prior != Prior::dynamic || (m_.prior_down.data && m_.prior_up.data));
+        good = good && sound(m_.head_sketch, m_.head) && sound(m_.prior_sketch, m_.prior_up) &&
+               (m_.prior != Prior::dynamic || !m_.head_sketch.rough.data == !m_.prior_sketch.rough.data);
         for (const Layer& p : layers_)
             good = good && p.out.data && p.up.data && p.down.data && p.mixer_norm.weight && p.mixer_norm.bias && p.ffn_norm.weight &&
-                   p.ffn_norm.bias && (!p.sketch.rough.data || (p.sketch.lost && p.sketch.kept && p.sketch.rough.format == Format::int8 &&
-                   !p.sketch.rough.by_input && p.up.format == Format::float32 && !p.up.by_input)) && (!m_.decay || (p.tcam.data && p.decay)) && (!m_.attention || (p.q.data && p.k.data && p.v.data));
+                   p.ffn_norm.bias && sound(p.sketch, p.up) && (!m_.decay || (p.tcam.data && p.decay)) && (!m_.attention || (p.q.data && p.k.data && p.v.data));
         if (!good) throw std::invalid_argument("the model lacks a weight");
     }
 
@@ -217,6 +228,7 @@ class Engine {
             w.from = take<int32_t>(seen), w.to = take<int32_t>(seen);
             w.keys = take<const void*>(seen), w.values = take<const void*>(seen);
             w.trial = take<float>(m_.exit_entropy < 0 ? 0 : B * m_.V);
+            w.least = take<float>(B * up(m_.V, LANES) / LANES), w.bar = take<float>(B);
             if (used_ > capacity_) {
                 memory_.reset(new (std::align_val_t(64)) char[used_]);
                 capacity_ = used_;
@@ -232,7 +244,7 @@ class Engine {
     std::vector<Bytes> matrices_;  // these keep the arrays alive
     std::vector<Array<const float>> vectors_;
     std::vector<int64_t> tcam_, down_, exact_;
-    int64_t layers_run_ = 0, sketched_ = 0;
+    int64_t layers_run_ = 0, sketched_ = 0, chosen_[2] = {};
     const EngineIsa* isa_ = supported().back();
     Pool pool_;
     std::mutex mutex_;
@@ -257,11 +269,11 @@ NB_MODULE(_engine, m) {
         .def("vector", &Engine::vector)
         .def("forward", &Engine::forward, nb::arg("tokens"), nb::arg("position"), nb::arg("v"), nb::arg("h"), nb::arg("k"),
              nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"),
-             nb::arg("logits").none(), nb::arg("all"), nb::arg("encoder").none() = nb::none(), nb::arg("ffn").none() = nb::none(),
+             nb::arg("logits").none(), nb::arg("all"), nb::arg("top") = 0, nb::arg("encoder").none() = nb::none(), nb::arg("ffn").none() = nb::none(),
              nb::arg("blocks").none() = nb::none())
         .def("set_isa", &Engine::set_isa)
         .def("counts", &Engine::counts, "So far: tokens times layers run, active inputs of W_tcam and W_down by layer, tokens times layers sketched, "
-             "outputs of W_up computed in full by layer.")
+             "outputs of W_up computed in full by layer, heads sketched, logits computed in full for them.")
         .def_prop_ro("isa", &Engine::isa)
         .def_prop_ro("threads", &Engine::threads);
 }

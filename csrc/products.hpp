@@ -372,17 +372,15 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
         int8_t* q = x.q + n * x.width;
         vfloat most{};
         lanes(m.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
-        float top = max(most), by = top > 0 ? 127 / top : 0;
+        float top = max(most), by = top > 1e-30f ? 127 / top : 0;
         x.scale[n] = top / 127;
         x.total[n] = 0;
-        const vfloat half = splat(.5f);
         for (int64_t g = 0; g * GROUP < m.ins; ++g) {
             const int64_t first = g * GROUP, count = m.ins - first < GROUP ? m.ins - first : GROUP;
             vint whole{};
             std::memset(q + first, 0, GROUP);
             lanes(count, [&](int64_t i, auto l) {
-                vfloat scaled = load(in + first + i, l) * splat(by);
-                vint rounded = __builtin_convertvector(scaled + (scaled < vfloat{} ? -half : half), vint);
+                vint rounded = nearest(load(in + first + i, l) * splat(by));
                 vsmall narrow = __builtin_convertvector(rounded, vsmall);
                 std::memcpy(q + first + i, &narrow, l);
                 whole += rounded;

@@ -158,7 +158,7 @@ inline float max(vfloat x) {
 inline vfloat exp(vfloat x) {
     const vfloat shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
     vfloat n = fma(x, splat(1.44269504f), shift);
-    vint exponent = ((vint)n - (vint)shift) << 23;
+    vuint exponent = ((vuint)n - (vuint)shift) << 23;
     n = n - shift;
     vfloat r = fma(n, splat(-1.42860677e-6f), fma(n, splat(-0.693145752f), x));  // x - n ln 2, in two parts
     vfloat y = fma(r, splat(1.98756912e-4f), splat(1.39819994e-3f));
@@ -167,7 +167,13 @@ inline vfloat exp(vfloat x) {
     y = fma(y, r, splat(0.166666657f));
     y = fma(y, r, splat(0.5f));
     y = fma(y, r * r, r + splat(1));
-    return x < splat(-87.3f) ? vfloat{} : (vfloat)((vint)y + exponent);
+    return x < splat(-87.3f) ? vfloat{} : (vfloat)((vuint)y + exponent);
+}
+
+// The integer nearest to each x, half away from 0; 0 for NaN. |x| must be less than 2^31.
+inline vint nearest(vfloat x) {
+    x = x == x ? x : vfloat{};
+    return __builtin_convertvector(x + (x < vfloat{} ? splat(-.5f) : splat(.5f)), vint);
 }
 
 // f(i, lanes) over 0 <= i < n: whole vectors with a compile-time count, then the rest.

@@ -1,5 +1,6 @@
-// Certified spikes: which side of a threshold W x falls on, from 8-bit weights where a proven bound decides it, from the
-// float32 row where it does not. The spikes are those of the float32 product, bit by bit.
+// Certified spikes, and certified choices: which side of a threshold W x falls on, from 8-bit weights where a proven bound decides it, from the
+// float32 row where it does not. The spikes are those of the float32 product, bit by bit. In the same way the head finds
+// the k largest logits: what cannot be among them is not computed.
 //
 // Write W_j = s q_j + R_j for row j and x = t k + e with 16-bit integers k. The estimate s t (q_j . k) is summed exactly
 // and differs from W_j . x by at most |R_j| |x| + |s q_j| |e| (Cauchy-Schwarz, Euclidean norms). The float32 product
@@ -26,10 +27,10 @@ inline void prepare_sketch(const Matrix& rough, const Operand& x, int64_t n) {
     vint high_sum{}, low_sum{};
     vfloat size{}, slip{};
     const bool sound = top > 1e-15f && top < 1e15f;  // squares neither vanish nor overflow
-    const vfloat by = splat(sound ? 32512 / top : 0), half = splat(.5f);
+    const vfloat by = splat(sound ? 32512 / top : 0);
     lanes(rough.ins, [&](int64_t i, auto l) {
-        vfloat value = load(in + i, l), scaled = value * by;
-        vint k = __builtin_convertvector(scaled + (scaled < vfloat{} ? -half : half), vint), h = (k + 128) >> 8, rest = k - (h << 8);
+        vfloat value = load(in + i, l);
+        vint k = nearest(value * by), h = (k + 128) >> 8, rest = k - h * 256;
         vsmall h8 = __builtin_convertvector(h, vsmall), l8 = __builtin_convertvector(rest, vsmall);
         std::memcpy(high + i, &h8, l);
         std::memcpy(low + i, &l8, l);
@@ -47,44 +48,58 @@ inline void prepare_sketch(const Matrix& rough, const Operand& x, int64_t n) {
     x.slip[n] = sound ? sqrtf(sum(slip)) * 1.01f + 4e-7f * x.size[n] : HUGE_VALF;  // the second term: rounding of `left`
 }
 
+// What a sketch knows of 16 outputs for row n: W x lies within `radius` of `about`.
+struct Estimate { vfloat about[PIECES], radius[PIECES]; };
+
+inline Estimate estimate(const Sketch& sketch, const Operand& x, int64_t n, int64_t block) {
+    const Matrix& rough = sketch.rough;
+    const uint8_t* w = (const uint8_t*)rough.data + block * padded(rough.ins) * LANES;
+    const int8_t *high = x.q + n * x.width, *low = x.low + n * x.width;
+    vint a[PIECES] = {}, b[PIECES] = {};
+    for (int64_t i = 0; i < padded(rough.ins); i += 4, w += 64)
+        for (int p = 0; p < PIECES; ++p) {
+            vint weights = load_words(w + p * 4 * W);
+            a[p] = dot4(a[p], weights, four_of(high + i));
+            b[p] = dot4(b[p], weights, four_of(low + i));
+        }
+    Estimate found;
+    for (int p = 0; p < PIECES; ++p) {
+        const int64_t o = block * LANES + p * W;
+        vfloat fine = __builtin_convertvector(b[p] - splat_int(128 * x.sums[n * (x.width / GROUP)]), vfloat);
+        vfloat whole = fma(__builtin_convertvector(a[p] - splat_int(128 * x.total[n]), vfloat), splat(256), fine);
+        found.about[p] = whole * (load((const float*)rough.scale + o, Full{}) * splat(x.scale[n]));
+        found.radius[p] = fma(load(sketch.lost + o, Full{}), splat(x.size[n]),
+                              fma(load(sketch.kept + o, Full{}), splat(x.slip[n]), splat(1e-30f)));
+    }
+    return found;
+}
+
+// y[o] = row o of float32 M times row n of x, the bits that `multiply` gives; with `add`, added to y[o].
+inline void exactly(const Matrix& m, const Operand& x, int64_t n, int64_t o, float* y, bool add) {
+    dot_tile<1, 1>((const float*)m.data + o * m.ins, x.x + n * m.ins, m.ins, y + o, m.outs, add);
+}
+
 // Rows [0, N) of y, for outputs of blocks [begin, end): numbers on the right side of `threshold`; those that the bound
 // leaves open are the float32 product. Returns how many those were.
 inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, float threshold, float* y,
                        int64_t begin, int64_t end) {
-    const Matrix& rough = sketch.rough;
-    const int64_t size = padded(rough.ins) * LANES;
     int64_t exact = 0;
     for (int64_t n = 0; n < N; ++n) {
         int32_t *open = x.index + n * x.width + begin * LANES, count = 0;
         for (int64_t block = begin; block < end; ++block) {
-            const uint8_t* w = (const uint8_t*)rough.data + block * size;
-            const int8_t *high = x.q + n * x.width, *low = x.low + n * x.width;
-            vint a[PIECES] = {}, b[PIECES] = {};
-            for (int64_t i = 0; i < padded(rough.ins); i += 4, w += 64)
-                for (int p = 0; p < PIECES; ++p) {
-                    vint weights = load_words(w + p * 4 * W);
-                    a[p] = dot4(a[p], weights, four_of(high + i));
-                    b[p] = dot4(b[p], weights, four_of(low + i));
-                }
+            Estimate e = estimate(sketch, x, n, block);
             for (int p = 0; p < PIECES; ++p) {
                 const int64_t o = block * LANES + p * W;
-                vfloat fine = __builtin_convertvector(b[p] - splat_int(128 * x.sums[n * (x.width / GROUP)]), vfloat);
-                vfloat whole = fma(__builtin_convertvector(a[p] - splat_int(128 * x.total[n]), vfloat), splat(256), fine);
-                vfloat about = whole * (load((const float*)rough.scale + o, Full{}) * splat(x.scale[n]));
-                vfloat radius = fma(load(sketch.lost + o, Full{}), splat(x.size[n]),
-                                    fma(load(sketch.kept + o, Full{}), splat(x.slip[n]), splat(1e-30f)));
-                vint fires = about - radius >= splat(threshold), silent = about + radius < splat(threshold), sure = fires | silent;
-                put(m, block, p, about, y + n * m.outs, false);
+                vint fires = e.about[p] - e.radius[p] >= splat(threshold), silent = e.about[p] + e.radius[p] < splat(threshold);
+                vint sure = fires | silent;
+                put(m, block, p, e.about[p], y + n * m.outs, false);
                 for (int i = 0; i < W && o + i < m.outs; ++i) {
                     open[count] = int32_t(o + i);
                     count += !sure[i];
                 }
             }
         }
-        for (int32_t j = 0; j < count; ++j) {
-            const float* row = (const float*)m.data + open[j] * m.ins;
-            dot_tile<1, 1>(row, x.x + n * m.ins, m.ins, y + n * m.outs + open[j], m.outs, false);
-        }
+        for (int32_t j = 0; j < count; ++j) exactly(m, x, n, open[j], y + n * m.outs, false);
         exact += count;
     }
     return exact;

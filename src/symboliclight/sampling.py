@@ -141,7 +141,7 @@ class Generation:
         tokens, state, room = self._begin()
         alive = list(range(len(self._rows)))
         while alive:
-            logits, state = next_logits(self._model, tokens, state)
+            logits, state = next_logits(self._model, tokens, state, self._top)
             for i, row_logits in zip(alive, logits, strict=True):
                 if text := self._choose(i, row_logits, room[i]):
                     yield i, text
@@ -156,6 +156,15 @@ class Generation:
     def completions(self) -> list[Completion]:
         """One a prompt, in their order."""
         return [row.done for row in self._rows]
+
+    @property
+    def _top(self) -> int:
+        """How many of the largest logits decide the next token, masked ids included; 0: all of them."""
+        how, t = self._how, self._tokenizer
+        wanted = 1 if how.temperature < GREEDY else how.top_k
+        if not wanted or how.adaptive or how.repetition_penalty != 1:
+            return 0
+        return wanted + len((t.pad_id, t.bos_id, t.unk_id)) + max(self._model.config.vocab_size - t.vocab_size, 0)
 
     def _begin(self) -> tuple[np.ndarray, Any, list[int]]:
         """The prompts, left-padded, (B, T) int64; their state; and how many more tokens each row may take."""
@@ -253,10 +262,13 @@ def padded_state(model: Any, padding: np.ndarray) -> Any:
     return step.padded_state(model, padding)
 
 
-def next_logits(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
-    """Logits after the last token (B, V), and the state. A model without `features` takes and gives numpy arrays."""
+def next_logits(model: Any, tokens: np.ndarray, state: Any, top: int = 0) -> tuple[np.ndarray, Any]:
+    """Logits after the last token (B, V), and the state. A model without `features` takes and gives numpy arrays.
+
+    With `top`, logits that are not among so many largest may be -inf.
+    """
     if hasattr(model, "last"):  # the runtime: its head reads only the last row
-        return model.last(tokens, state)
+        return model.last(tokens, state, top)
     if not hasattr(model, "features"):
         logits, state = model(tokens, state)
         return np.asarray(logits)[:, -1], state

@@ -89,3 +89,45 @@ def test_the_bound_holds_for_any_weights(seed, size, ins):
 
 def test_every_instruction_set_is_under_test():
     assert set(ISAS) == set(_engine.isas())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("switches", [{}, {"prior": "none"}, {"prior": "static"}, {"ffn": "gelu"}], ids=str)
+def test_the_largest_logits_are_those_of_float32(isa, switches):
+    model, tokens = random_model(vocab_size=419, **switches), tokens_of((2, 20))
+    with torch.no_grad():  # many near ties: every fourth row of the head is the one before with a tiny change
+        head = model.head.out.weight
+        for row in range(3, 419, 4):
+            head[row] = head[row - 1] * (1 + 2.0**-22 * (row % 5 - 2))
+    exact, certified = (engine_of(model, p, isa=isa) for p in ("float32", "certified"))
+    left_out = 0
+    for k in (1, 2, 13, 50, 419, 1000):
+        for rows in (tokens, tokens[:1]):
+            expected, found = exact.last(rows)[0], certified.last(rows, top=k)[0]
+            kept = np.isfinite(found)
+            np.testing.assert_array_equal(found[kept], expected[kept])
+            assert np.all(np.isneginf(found[~kept]))
+            for z, x in zip(found, expected, strict=True):
+                least = np.sort(x)[-min(k, 419)]
+                assert np.all(np.isfinite(z[x >= least]))  # all of the k largest, ties included
+            left_out += int((~kept).sum())
+    assert (left_out > 0) == (switches.get("prior") != "static")
+    np.testing.assert_array_equal(certified.last(tokens)[0], exact.last(tokens)[0])  # without top: all
+
+
+def test_certified_text_is_that_of_float32(small_checkpoint, small_tokenizer):
+    from symboliclight import engine
+    from symboliclight.sampling import Sampling, generate
+
+    prompts = [small_tokenizer.encode("the sun"), small_tokenizer.encode("春天的风")]
+    hows = [Sampling(0), Sampling(0.9, top_k=8), Sampling(1.0, top_k=8, top_p=0.7), Sampling(repetition_penalty=1.3)]
+    for how in hows:
+        texts = []
+        for precision in ("float32", "certified"):
+            model = engine.load(small_checkpoint, precision, threads=1)
+            texts.append([c.ids for c in generate(model, small_tokenizer, prompts, 30, how, seed=5)])
+        assert texts[0] == texts[1]
+    assert "head" not in model.stats()["active"]  # a penalty needs all logits
+    model.last(np.array([[5]]), top=4)
+    assert 0 < model.stats()["active"]["head"][0] < 1
+    assert model.stats()["bytes"]["head"] < model.stats()["whole"]["head"]

@@ -157,3 +157,15 @@ print(symboliclight.engine.load({str(small_checkpoint)!r})(numpy.array([[1, 2, 3
 def test_bad_tokens_are_refused(small_checkpoint, bad):
     with pytest.raises(InputError):
         symboliclight.engine.load(small_checkpoint)(np.array(bad, dtype=np.int64))
+
+
+def test_tensors_that_a_writer_did_not_align_are_read_soundly(small_checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(small_checkpoint, folder)
+    file = folder / "model.safetensors"
+    header, body = split(file.read_bytes())
+    expected = symboliclight.engine.load(small_checkpoint)(np.arange(9)[None])[0]
+    for spaces in range(4):
+        text = json.dumps(header).encode() + b" " * spaces
+        file.write_bytes(len(text).to_bytes(8, "little") + text + body)
+        np.testing.assert_array_equal(symboliclight.engine.load(folder)(np.arange(9)[None])[0], expected)

@@ -60,8 +60,11 @@ def run(directory: Path, quick: bool, model: str, data: str) -> Path:
                 1.0 if name == "certified" else None),
             row(f"most likely next token {name} equal to float32's", "share", mean["top1"], 1, mean["top1"]),
         ]
-    rate = certified_rate(engines["certified"], windows)
-    rows.append(row("certified: hidden units computed in full because 8 bits left them open", "share", rate, 1, rate))
+    for top in (1, 50):
+        rate = certified_rate(load(model, "certified", threads), windows, top)
+        rows.append(row(f"certified: logits computed in full, top {top}", "share", rate["head"], 1, rate["head"]))
+    rows.append(row("certified: hidden units computed in full because 8 bits left them open", "share", rate["up"], 1,
+                    rate["up"]))
     depth = list(depths(reference, windows, 64 if quick else 256))
     path = write("quality", rows, directory, threads=threads, quick=quick, model=to_dict(reference.config),
                  data_hash=shards.data_hash, tokenizer_hash=tokenizer.hash, domains=found, depth=depth)
@@ -110,13 +113,14 @@ def _greedy(model: Any, engine: Engine, prompt: np.ndarray) -> int:
     return GREEDY
 
 
-def certified_rate(engine: Engine, windows: dict[str, list]) -> float:
-    """Mean share of hidden units that the sketch leaves open, token by token, where it is used."""
+def certified_rate(engine: Engine, windows: dict[str, list], top: int) -> dict[str, float]:
+    """Mean share of hidden units and of logits that the sketches leave open, token by token, for the `top` logits."""
     for found in windows.values():
         tokens, state = found[0][0][:1], engine.initial_state(1)
         for t in range(min(128, tokens.shape[1])):
-            _, state = engine.last(tokens[:, t : t + 1], state)
-    return float(np.mean(engine.stats()["active"].get("up", [0.0])))
+            _, state = engine.last(tokens[:, t : t + 1], state, top)
+    active = engine.stats()["active"]
+    return {site: float(np.mean(active.get(site, [1.0]))) for site in ("up", "head")}
 
 
 def depths(engine: Engine, windows: dict[str, list], length: int) -> Iterator[dict[str, float | None]]:

@@ -47,7 +47,8 @@ def _parse(data: Any, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]
         if first != end or last > size - body:
             raise ValueError(f"tensor {name!r} overlaps another, leaves a gap or reaches beyond the end")
         end = last
-        tensors[name] = np.frombuffer(data, dtype, math.prod(shape), body + first).reshape(shape)
+        array = np.frombuffer(data, dtype, math.prod(shape), body + first).reshape(shape)
+        tensors[name] = array if array.flags.aligned else array.copy()  # other writers may not align
     if end != size - body:
         raise ValueError("the file is longer than its tensors")
     return tensors, metadata

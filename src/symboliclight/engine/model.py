@@ -107,11 +107,15 @@ class Engine:
         logits = np.empty((B, T, self.config.vocab_size), np.float32)
         return logits, self._read(tokens, state, logits)
 
-    def last(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
-        """As a call, but with the logits (B, V) after the last token only: the head reads one row a sequence."""
+    def last(self, tokens: np.ndarray, state: State | None = None, top: int = 0) -> tuple[np.ndarray, State]:
+        """As a call, but with the logits (B, V) after the last token only: the head reads one row a sequence.
+
+        With `top`, logits that are certainly not among so many largest may be -inf; the others are what they are
+        without it. Only precision "certified" makes use of that.
+        """
         tokens = self._tokens(tokens)
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
-        return logits, self._read(tokens, state, logits)
+        return logits, self._read(tokens, state, logits, top)
 
     def trace(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, dict[str, np.ndarray], State]:
         """As a call, and who spiked: site (named as in `model.sites`) -> (B, T, units) bool. Takes `state` over."""
@@ -137,31 +141,37 @@ class Engine:
 
         bytes: site -> bytes of weights, keys and values a token; "whole": what the same matrices would cost if no
         input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer; under "certified"
-        also up -> share of its outputs that had to be computed in full.
+        also up and head -> share of outputs that had to be computed in full where the sketch was read.
         """
-        layers, tcam, down, sketched, exact = self._native.counts()
+        layers, tcam, down, sketched, exact, chosen, logits = self._native.counts()
         tokens, c = max(self.tokens_read, 1), self.config
         share = layers / (tokens * c.n_layers)
         active = {"tcam": [n / (tokens * c.d_model) for n in tcam], "down": [n / (tokens * c.d_ff) for n in down]}
-        if self.precision == "certified" and sketched:  # outputs that the sketch left open
+        seen = {"up": sketched / (tokens * c.n_layers), "head": chosen / tokens}  # share of rows that read the sketch
+        if sketched:
             active["up"] = [n * c.n_layers / (sketched * c.d_ff) for n in exact]
-        seen = sketched / (tokens * c.n_layers)  # share of rows that read the sketch instead of `up`
+        if chosen:
+            active["head"] = [logits / (chosen * c.vocab_size)]
+        seen["prior_up"], in_full = seen["head"], dict(active)
+        if chosen:
+            in_full["prior_up"] = active["head"]
         read: dict[str, float] = {"attention": 2 * np.dtype(self.keys).itemsize * c.d_model * c.n_layers * share
                                   * self.keys_read / tokens}
         whole = dict(read)
         for m in self.weights.matrices:
             size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0
-            if m.by_input and m.site in active:
-                fraction = active[m.site][m.layer]
-            elif m.site == "sketch":
-                fraction = seen
-            elif m.site == "up" and seen:
-                fraction = 1 - seen + seen * active["up"][m.layer]
-            if m.site == "embedding":
+            site, _, rough = m.site.partition(".")
+            if m.by_input and site in active:
+                fraction = active[site][m.layer]
+            elif rough:
+                fraction = seen[site]
+            elif seen.get(site):
+                fraction = 1 - seen[site] + seen[site] * in_full[site][m.layer]
+            if site == "embedding":
                 size = m.data[0].nbytes
             read[m.site] = read.get(m.site, 0) + size * fraction
-            if m.site != "sketch":
-                whole[m.site] = whole.get(m.site, 0) + size
+            if not rough:
+                whole[site] = whole.get(site, 0) + size
         return {"tokens": self.tokens_read, "bytes": read, "whole": whole, "active": active}
 
     def _tokens(self, tokens: np.ndarray) -> np.ndarray:
@@ -173,7 +183,7 @@ class Engine:
                              f"{tokens.max()}; use the tokenizer of this model")
         return tokens
 
-    def _read(self, tokens: np.ndarray, state: State | None, logits: np.ndarray) -> State:
+    def _read(self, tokens: np.ndarray, state: State | None, logits: np.ndarray, top: int = 0) -> State:
         """Advance through all tokens, a block of rows at a time, so that Ctrl-C is heard between blocks."""
         B = len(tokens)
         if state is None:
@@ -182,20 +192,20 @@ class Engine:
             check(state.arrays(), self.config, "the state", self.keys, B)
         new = state.take()
         try:
-            self._advance(tokens, new, logits)
+            self._advance(tokens, new, logits, top)
         except BaseException:  # Ctrl-C: the caller may go on from what was read
             state.taken = False
             raise
         return new
 
-    def _advance(self, tokens: np.ndarray, state: State, logits: np.ndarray) -> None:
+    def _advance(self, tokens: np.ndarray, state: State, logits: np.ndarray, top: int) -> None:
         arrays, (B, T) = state.buffers(), tokens.shape
         step = T if self.config.exit_entropy is not None else max(1, ROWS // B)  # an exit looks at the whole call
         for first in range(0, T, step):
             part = np.ascontiguousarray(tokens[:, first : first + step])
             self._count(state.position, part.shape[1])
             if logits.ndim == 2:
-                self._native.forward(part, **arrays, logits=logits if first + step >= T else None, all=False)
+                self._native.forward(part, **arrays, logits=logits if first + step >= T else None, all=False, top=top)
                 continue
             whole = logits[:, first : first + step]
             target = whole if whole.flags.c_contiguous else np.empty(whole.shape, np.float32)

@@ -15,12 +15,12 @@ FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # c
 LANES, GROUP = 16, 32  # outputs side by side; inputs that share a scale under int4
 
 
-def kind_of(precision: Precision, by_input: bool) -> str:
-    """The kind of a matrix at a precision."""
+def kind_of(precision: Precision, by_input: bool, sensitive: bool = False) -> str:
+    """The kind of a matrix at a precision; under int4 what spikes feed and what is `sensitive` stays int8."""
     stored = "float32" if precision == "certified" else precision
-    if by_input:
-        return ("int8" if stored == "int4" else stored) + ".by_input"
-    return stored
+    if stored == "int4" and (by_input or sensitive):
+        stored = "int8"
+    return stored + ".by_input" * by_input
 
 
 def pack(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -30,7 +30,10 @@ MAX_INPUTS = 1 << 16  # of one matrix: 32-bit sums of 8-bit products hold no mor
 
 @dataclass(frozen=True)
 class Place:
-    """A weight matrix: its name in the checkpoint, its site in the runtime, its shape, and whether spikes feed it."""
+    """A weight matrix: its name in the checkpoint, its site in the runtime and its shape.
+
+    spikes: whether spikes feed it; sensitive: too much so for 4 bits (the prior alone would cost 2% of perplexity).
+    """
 
     name: str
     site: str
@@ -38,6 +41,7 @@ class Place:
     outs: int
     ins: int
     spikes: bool = False
+    sensitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,16 @@ def places(c: ModelConfig) -> Iterator[Place]:
         yield Place(f"blocks.{i}.ffn.down.weight", "down", i, D, F, c.ffn == "spike")
     yield Place("head.out.weight", "head", 0, V, D)
     if c.prior == "dynamic":
-        yield Place("head.prior_down.weight", "prior_down", 0, D // 4, D)
-        yield Place("head.prior_up.weight", "prior_up", 0, V, D // 4)
+        yield Place("head.prior_down.weight", "prior_down", 0, D // 4, D, sensitive=True)
+        yield Place("head.prior_up.weight", "prior_up", 0, V, D // 4, sensitive=True)
 
 
 def sketched(c: ModelConfig, precision: Precision) -> list[Place]:
-    """Matrices that have a sketch beside them: those whose sums only meet a threshold."""
-    return [p for p in places(c) if precision == "certified" and p.site == "up" and c.ffn == "spike"]
+    """Matrices with a sketch beside them: those whose sums meet a threshold, or of which only the largest matter."""
+    sites = {"up"} if c.ffn == "spike" else set()
+    if c.prior != "static":
+        sites |= {"head", "prior_up"}
+    return [p for p in places(c) if precision == "certified" and p.site in sites]
 
 
 def vector_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -160,7 +167,7 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
     embedding = tensors["encoder.embedding.weight"]
     out[f"encoder.embedding.weight.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
     for place in places(config):
-        kind = kind_of(precision, place.spikes and sparse)
+        kind = kind_of(precision, place.spikes and sparse, place.sensitive)
         data, scale = pack(tensors[place.name], kind)
         out[f"{place.name}.{kind}"] = data
         if scale is not None:
@@ -179,7 +186,7 @@ def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tupl
     dtype = np.dtype(np.float32 if _wide(precision) else np.uint16)
     yield f"encoder.embedding.weight.{precision}", dtype, (config.vocab_size, config.d_model)
     for place in places(config):
-        kind = kind_of(precision, place.spikes)
+        kind = kind_of(precision, place.spikes, place.sensitive)
         for suffix, (dtype, shape) in zip(("", ".scale"), packed_shapes(place.outs, place.ins, kind), strict=False):
             yield f"{place.name}.{kind}{suffix}", dtype, shape
     for place in sketched(config, precision):
@@ -193,15 +200,16 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
     matrices = [Matrix("embedding", 0, stored, True, c.vocab_size, c.d_model, embedding, None)]
     for p in places(c):
         by_input = p.spikes and sparse
-        kind = kind_of(precision, by_input)
+        kind = kind_of(precision, by_input, p.sensitive)
         data, scale = tensors[f"{p.name}.{kind}"], tensors.get(f"{p.name}.{kind}.scale")
         matrices.append(Matrix(p.site, p.layer, FORMAT[kind.split(".")[0]], by_input, p.outs, p.ins, data, scale))
     weight = float(tensors.get("head.prior_weight", c.prior_weight))
     vectors = list(_vectors(c, tensors, weight))
     for p in sketched(c, precision):
         parts = {part: tensors[f"{p.name}.sketch.{part}"] for part in sketch_shapes(p.outs, p.ins)}
-        matrices.append(Matrix("sketch", p.layer, FORMAT["int8"], False, p.outs, p.ins, parts["data"], parts["scale"]))
-        vectors += [(f"sketch.{part}", p.layer, parts[part]) for part in ("lost", "kept")]
+        site = f"{p.site}.sketch"
+        matrices.append(Matrix(site, p.layer, FORMAT["int8"], False, p.outs, p.ins, parts["data"], parts["scale"]))
+        vectors += [(f"{site}.{part}", p.layer, parts[part]) for part in ("lost", "kept")]
     return Weights(precision, matrices, vectors, weight)
 
 
