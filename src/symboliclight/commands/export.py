@@ -25,8 +25,8 @@ def add(commands: Any) -> None:
     p.add_argument("--evaluation", metavar="FILE",
                    help="for the model card of --format transformers: what `symboliclight eval --out` wrote")
     p.add_argument("--precision", choices=PRECISIONS, default="int8",
-                   help="how weights are stored; certified: float32, and 8-bit sketches that spare reading most of it; under "
-                        "int4 spike-fed matrices and the prior keep 8 bits (default: int8)")
+                   help="how weights are stored; certified: float32, and 8-bit sketches that spare reading most of it; "
+                        "under int4 spike-fed matrices and the prior keep 8 bits (default: int8)")
     p.add_argument("--data", metavar="DIR",
                    help="token shards: also report perplexity, differing spikes and top-1 agreement beside float32, by "
                         "domain, and write them to quality.json in the folder")
