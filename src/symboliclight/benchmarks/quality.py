@@ -28,7 +28,7 @@ from symboliclight.tokenizer import Tokenizer
 
 ALLOWED: dict[Precision, float] = {"int8": 0.005, "int4": 0.02}  # relative perplexity, asked for
 GREEDY = 256
-EXITS = (None, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # nats
+EXITS = (None, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)  # nats
 
 
 def run(directory: Path, quick: bool, model: str, data: str) -> Path:
