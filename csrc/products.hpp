@@ -331,7 +331,7 @@ inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int
     if (begin >= end) return;
     if (m.by_input) {
         constexpr int WIDE = W == 16 ? 16 : 8, NARROW = 4;  // narrow columns of all inputs stay in the cache for many rows
-        if (N < 8) gather_columns<WIDE>(m, x, N, y, first, last);
+        if (N < 32) gather_columns<WIDE>(m, x, N, y, first, last);
         else gather_columns<NARROW>(m, x, N, y, first, last);
         return;
     }

@@ -80,6 +80,40 @@ def torch_decoder(model: Any, tokens: np.ndarray) -> Decode:
     return run
 
 
+def bytes_per_token(engine: Engine, tokens: np.ndarray) -> dict[str, float]:
+    """Site -> bytes that a decoded token reads after CONTEXT others: weights as counted, all keys of the window."""
+    c, fresh = engine.config, Engine(engine.config, engine.weights, engine.threads)
+    state = fresh.initial_state(1)
+    for t in range(2 * TOKENS):  # token by token: reading a context takes other paths
+        _, state = fresh.last(tokens[:1, t : t + 1], state, TOP)
+    seen = min(CONTEXT, c.window) + 1 + min(c.n_anchors, max(CONTEXT - c.window, 0))
+    keys = 2 * np.dtype(engine.keys).itemsize * c.d_model * c.n_layers * seen
+    return fresh.stats()["bytes"] | {"attention": float(keys)}
+
+
+def run() -> None:
+        nonlocal state
+        for i in range(TOKENS):
+            _, state = engine.last(tokens[:, i : i + 1], state, TOP)
+        state.position[:] = context  # as long as before, whatever was read
+
+    return run
+
+
+def torch_decoder(model: Any, tokens: np.ndarray) -> Decode:
+    """The same on a torch model."""
+    ids = torch.from_numpy(tokens)
+    begin = model.features(ids[:, :CONTEXT])[2]
+
+    def run() -> None:
+        state = begin
+        for i in range(TOKENS):
+            c, _, state = model.features(ids[:, i : i + 1], state)
+            model.head(c[:, -1])
+
+    return run
+
+
 def bytes_per_token(engine: Engine) -> dict[str, float]:
     """Site -> bytes that a decoded token reads after CONTEXT others: weights as counted, all keys of the window."""
     c, read = engine.config, dict(engine.stats()["bytes"])
@@ -107,7 +141,7 @@ def run(directory: Path, quick: bool = False) -> Path:
         rows += _shape_rows(engines["int8"], tokens, name)
         rows += _start_rows(model, name)
         lines = curves.measure(model, engines, decoder, tokens, quick)
-        sites = {p: bytes_per_token(e) for p, e in engines.items()}
+        sites = {p: bytes_per_token(e, tokens) for p, e in engines.items()}
         active = engines["float32"].stats()["active"]
         active |= {f"{n}, certified": engines["certified"].stats()["active"][n] for n in ("up", "head")}
         isa = engines["int8"].isa
@@ -131,7 +165,7 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
     bandwidth, rival = stream.nbytes / times["stream"], next(iter(others))
     rows = [row("memory read by torch.sum", "GB/s", bandwidth / 1e9, bandwidth / 1e9, 1.0)]
     for p, engine in engines.items():
-        size = sum(bytes_per_token(engine).values())
+        size = sum(bytes_per_token(engine, tokens).values())
         rows += [row(f"decode {name} {p} against {n} float32 in transformers", "tokens/s", rate[p], rate[n],
                      rate[p] / rate[n], TIMES_GPT2.get(p) if n == rival else None) for n in others]
         rows.append(row(f"decode {name} {p}: bytes read a token, against the bandwidth", "GB/s", size * rate[p] / 1e9,
