@@ -91,37 +91,6 @@ def bytes_per_token(engine: Engine, tokens: np.ndarray) -> dict[str, float]:
     return fresh.stats()["bytes"] | {"attention": float(keys)}
 
 
-def run() -> None:
-        nonlocal state
-        for i in range(TOKENS):
-            _, state = engine.last(tokens[:, i : i + 1], state, TOP)
-        state.position[:] = context  # as long as before, whatever was read
-
-    return run
-
-
-def torch_decoder(model: Any, tokens: np.ndarray) -> Decode:
-    """The same on a torch model."""
-    ids = torch.from_numpy(tokens)
-    begin = model.features(ids[:, :CONTEXT])[2]
-
-    def run() -> None:
-        state = begin
-        for i in range(TOKENS):
-            c, _, state = model.features(ids[:, i : i + 1], state)
-            model.head(c[:, -1])
-
-    return run
-
-
-def bytes_per_token(engine: Engine) -> dict[str, float]:
-    """Site -> bytes that a decoded token reads after CONTEXT others: weights as counted, all keys of the window."""
-    c, read = engine.config, dict(engine.stats()["bytes"])
-    seen = min(CONTEXT, c.window) + 1 + min(c.n_anchors, max(CONTEXT - c.window, 0))
-    read["attention"] = 2 * np.dtype(engine.keys).itemsize * c.d_model * c.n_layers * seen
-    return read
-
-
 def run(directory: Path, quick: bool = False) -> Path:
     """Measure and write results/bench-decode.json and its chart; `quick` shrinks the models to test the benchmark."""
     name, rivals = ("mini", ["gpt2-mini"]) if quick else ("v1-194m", ["gpt2-201m", "gpt2-124m"])
