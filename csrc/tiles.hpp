@@ -81,8 +81,8 @@ inline void tile_floats(const uint8_t* w, int64_t gap, int64_t blocks, const bf1
     zero_sums();
     for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, parts += 32) {
         for (int64_t at = 0; at < TILE_BYTES; at += 64) {
-            __builtin_prefetch(w + 4 * TILE_BYTES + at);
-            if (blocks > 1) __builtin_prefetch(w + gap + 4 * TILE_BYTES + at);
+            __builtin_prefetch(w + 8 * TILE_BYTES + at);
+            if (blocks > 1) __builtin_prefetch(w + gap + 8 * TILE_BYTES + at);
         }
         _tile_loadd(4, parts, stride);
         _tile_loadd(5, parts + width, stride);
