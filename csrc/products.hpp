@@ -14,6 +14,7 @@ namespace SYMBOLICLIGHT_ISA {
 constexpr int PIECES = LANES / W;                  // vectors that hold 16 outputs
 constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
 constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
+constexpr int64_t FETCH = 4096;                    // bytes of a packed matrix fetched in advance for a single row
 constexpr int64_t AHEAD = 4;                       // active inputs fetched in advance
 #if defined(__AMX_INT8__)
 constexpr bool TILES = true;
@@ -51,7 +52,7 @@ inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int6
         }
         for (int r = 0; r < R; ++r) {
             vfloat weight = load(w + r * ins + i, m);
-            if constexpr (C > 1) __builtin_prefetch(w + (R + r) * ins + i);  // the next tile's, on their way from L2
+            __builtin_prefetch(w + (R + r) * ins + i);  // the next tile's
             for (int c = 0; c < C; ++c) dots[r][c] = fma(weight, in[c], dots[r][c]);
         }
     });
@@ -155,11 +156,13 @@ struct Block {
         const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES;
         const int8_t* q = x.q + n * x.width;
         vint dots[C][PIECES] = {};
-        for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64)
+        for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
+            if constexpr (C == 1) __builtin_prefetch(w + FETCH);
             for (int p = 0; p < PIECES; ++p) {
                 vint weights = load_words(w + p * 4 * W);
                 for (int c = 0; c < C; ++c) dots[c][p] = dot4(dots[c][p], weights, four_of(q + c * x.width + i));
             }
+        }
         for (int c = 0; c < C; ++c)
             for (int p = 0; p < PIECES; ++p) sum[c][p] = scaled(m, block, p, x, n + c, dots[c][p]);
     }
@@ -173,7 +176,8 @@ struct Block {
             vint dots[C][PIECES];
             for (int c = 0; c < C; ++c)
                 for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-8 * x.sums[(n + c) * (x.width / GROUP) + g]);
-            for (int step = 0; step < 4; ++step, w += 64)
+            for (int step = 0; step < 4; ++step, w += 64) {
+                if (C == 1) __builtin_prefetch(w + FETCH);
                 for (int p = 0; p < PIECES; ++p) {
                     vint two = load_words(w + p * 4 * W), low = two & low_half, high = (two >> 4) & low_half;
                     for (int c = 0; c < C; ++c) {
@@ -181,6 +185,7 @@ struct Block {
                         dots[c][p] = dot4(dot4(dots[c][p], low, four_of(q)), high, four_of(q + 4));
                     }
                 }
+            }
             for (int p = 0; p < PIECES; ++p) {
                 vfloat by = load(scale + p * W, Full{});
                 for (int c = 0; c < C; ++c) sum[c][p] = fma(__builtin_convertvector(dots[c][p], vfloat), by, sum[c][p]);

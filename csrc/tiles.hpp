@@ -55,6 +55,8 @@ inline void store_sums(T* sums) {
 inline void tile_bytes(const uint8_t* w, int64_t gap, int64_t blocks, const int8_t* q, int64_t width, int64_t steps, int32_t* sums) {
     zero_sums();
     for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, q += 64) {
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t at = 0; at < TILE_BYTES; at += 64) __builtin_prefetch(w + b * gap + 4 * TILE_BYTES + at);
         _tile_loadd(4, q, width);
         _tile_loadd(5, w, 64);
         _tile_dpbsud(0, 4, 5);
