@@ -13,13 +13,17 @@ from symboliclight.atomic import write_atomic
 
 
 def commit() -> str:
-    """Git commit of the checkout one stands in, `-dirty` if tracked files differ; else the installed version."""
+    """Git commit of the checkout one stands in, `-dirty` if tracked files outside results/ differ; else the version."""
     try:
-        described = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-                                   capture_output=True, text=True, timeout=10, check=True)
-        return described.stdout.strip()
+        name = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     except (OSError, subprocess.SubprocessError):
         return f"v{symboliclight.__version__}"
+    return name + "-dirty" * bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -84,3 +84,12 @@ def test_a_forked_child_computes_the_same(engine):
         os._exit(0 if np.array_equal(engine(np.arange(9)[None])[0], expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     np.testing.assert_array_equal(engine(np.arange(9)[None])[0], expected)
+
+
+def test_a_refused_state_is_not_lost(engine, small_checkpoint):
+    other, tokens = symboliclight.engine.load(small_checkpoint, "int8", threads=1), np.arange(5)[None]
+    _, state = engine(tokens)
+    for call in (other, other.last, other.trace):
+        with pytest.raises(InputError, match="does not fit"):
+            call(tokens, state)
+    assert engine(tokens, state)[1].position.tolist() == [10]

@@ -125,8 +125,7 @@ class Engine:
                  "ffn": np.zeros((c.n_layers, B * T, c.d_ff), np.uint8),
                  "blocks": np.zeros((c.n_layers, B * T, c.d_model), np.uint8)}
         logits = np.empty((B, T, c.vocab_size), np.float32)
-        new = (state or self.initial_state(B)).take()
-        check(new.arrays(), c, "the state", self.keys, B)
+        new = self._own(state, B)
         self._count(new.position, T)
         self._native.forward(tokens, **new.buffers(), logits=logits, all=True, **noted)
         seen = {site: array.astype(bool).reshape(*array.shape[:-2], B, T, -1) for site, array in noted.items()}
@@ -185,18 +184,21 @@ class Engine:
 
     def _read(self, tokens: np.ndarray, state: State | None, logits: np.ndarray, top: int = 0) -> State:
         """Advance through all tokens, a block of rows at a time, so that Ctrl-C is heard between blocks."""
-        B = len(tokens)
-        if state is None:
-            state = self.initial_state(B)
-        else:
-            check(state.arrays(), self.config, "the state", self.keys, B)
-        new = state.take()
+        new = self._own(state, len(tokens))
         try:
             self._advance(tokens, new, logits, top)
         except BaseException:  # Ctrl-C: the caller may go on from what was read
-            state.taken = False
+            if state is not None:
+                state.taken = False
             raise
         return new
+
+    def _own(self, state: State | None, rows: int) -> State:
+        """The state of `rows` sequences, checked and taken over; a new one for None."""
+        if state is None:
+            return self.initial_state(rows)
+        check(state.arrays(), self.config, "the state", self.keys, rows)
+        return state.take()
 
     def _advance(self, tokens: np.ndarray, state: State, logits: np.ndarray, top: int) -> None:
         arrays, (B, T) = state.buffers(), tokens.shape

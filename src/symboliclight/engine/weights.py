@@ -32,7 +32,7 @@ MAX_INPUTS = 1 << 16  # of one matrix: 32-bit sums of 8-bit products hold no mor
 class Place:
     """A weight matrix: its name in the checkpoint, its site in the runtime and its shape.
 
-    spikes: whether spikes feed it; sensitive: too much so for 4 bits (the prior alone would cost 2% of perplexity).
+    spikes: whether spikes feed it; sensitive: 4 bits would cost too much perplexity.
     """
 
     name: str

@@ -1,0 +1,211 @@
+// The mixer of the runtime: both paths, their mix, and what they leave in the state (model/mixer.py, ops/window.py).
+#pragma once
+
+#include <math.h>
+
+#include "step.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+namespace {
+
+struct Attention : Step {
+    // Rotates the pair (x[i], x[i + K/2]) of one head (ops/rope.py).
+    void rotate(float* x, const float* turn) const {
+        int64_t half = m.K / 2;
+        for (int64_t i = 0; i < half; ++i) {
+            float a = x[i], b = x[i + half], cosine = turn[i], sine = turn[i + half];
+            x[i] = a * cosine - b * sine;
+            x[i + half] = b * cosine + a * sine;
+        }
+    }
+
+    // What the queries of a block see: keys, values, and the first and last query that may, counted from the block's first.
+    struct Sight {
+        const void **keys, **values;
+        int32_t *from, *to;
+        float* score;  // (Q, room)
+        int64_t room, count;
+    };
+
+    static void fetch(const void* const* rows, int64_t j, int64_t count, size_t size) {
+        for (size_t at = 0; j < count && at < size; at += 64) __builtin_prefetch((const char*)rows[j] + at);
+    }
+
+    // score = q . key, keys by fours; every sum has one order, whatever its neighbours.
+    template <class Key, int Q>
+    void dots(const float* q, const Sight& s) const {
+        auto some = [&](int64_t j, auto keys) {
+            constexpr int C = decltype(keys)::value;
+            vfloat found[Q][C] = {};
+            lanes(m.K, [&](int64_t i, auto l) {
+                vfloat key[C];
+                for (int c = 0; c < C; ++c) key[c] = load((const Key*)s.keys[j + c] + i, l);
+                for (int r = 0; r < Q; ++r) {
+                    vfloat x = load(q + r * m.D + i, l);
+                    for (int c = 0; c < C; ++c) found[r][c] = fma(x, key[c], found[r][c]);
+                }
+            });
+            for (int r = 0; r < Q; ++r)
+                if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], s.score + r * s.room + j);
+                else s.score[r * s.room + j] = sum(found[r][0]);
+        };
+        int64_t j = 0;
+        for (; j + 4 <= s.count; j += 4) {
+            for (int64_t next = j; Q == 1 && next < j + 4; ++next) {  // one query: they come from memory
+                fetch(s.keys, next + 16, s.count, m.K * sizeof(Key));
+                fetch(s.values, next, s.count, m.K * sizeof(Key));
+            }
+            some(j, Count<4>{});
+        }
+        for (; j < s.count; ++j) some(j, Count<1>{});
+    }
+
+    // Turns the scores of query r into shares before division; returns their sum, added in order: zeros change nothing.
+    float softmax(const Sight& s, int32_t r) const {
+        float *score = s.score + r * s.room, whole = 0;
+        const vfloat scale = splat(1 / sqrtf(float(m.K))), never = splat(-HUGE_VALF);
+        vfloat most = never;
+        lanes(s.count, [&](int64_t j, auto l) {
+            vint from{}, to{};
+            std::memcpy(&from, s.from + j, sizeof(int32_t) * l);
+            std::memcpy(&to, s.to + j, sizeof(int32_t) * l);
+            vint seen = (lane_numbers() < splat_int(l)) & (from <= splat_int(r)) & (to >= splat_int(r));
+            vfloat x = seen ? load(score + j, l) * scale : never;
+            store(score + j, x, l);
+            most = max(most, x);
+        });
+        most = splat(max(most));
+        lanes(s.count, [&](int64_t j, auto l) { store(score + j, exp(load(score + j, l) - most), l); });
+        for (int64_t j = 0; j < s.count; ++j) whole += score[j];
+        return whole;
+    }
+
+    // out (Q rows) = sum of the values by their shares, G vectors of every one at a time from `at` on; returns what is left.
+    template <class Key, int Q, int G>
+    int64_t weigh(int64_t at, const Sight& s, float* out) const {
+        for (; at + G * W <= m.K; at += G * W) {
+            vfloat sum[Q][G] = {};
+            for (int64_t j = 0; j < s.count; ++j) {
+                vfloat value[G];
+                for (int g = 0; g < G; ++g) value[g] = load((const Key*)s.values[j] + at + g * W, Full{});
+                for (int r = 0; r < Q; ++r)
+                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(s.score[r * s.room + j]), value[g], sum[r][g]);
+            }
+            for (int r = 0; r < Q; ++r)
+                for (int g = 0; g < G; ++g) store(out + r * m.D + at + g * W, sum[r][g], Full{});
+        }
+        return at;
+    }
+
+    // Attention of rows n .. n + Q - 1, head h, over anchors gone from the window, the ring, and this call's keys
+    // (ops/window.py). A row's result does not depend on Q.
+    template <class Key, int Q>
+    void attend(int64_t layer, int64_t n, int64_t h, float* out) const {
+        const int64_t b = n / T, i = position(n), last = i + Q - 1, start = state.position[b], at = (b * m.L + layer) * m.H + h;
+        const Key *ring = (Key*)state.k + at * m.W * m.K, *ring_value = (Key*)state.value + at * m.W * m.K;
+        const Key *anchors = (Key*)state.anchor_k + at * m.A * m.K, *anchor_value = (Key*)state.anchor_v + at * m.A * m.K;
+        const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
+        const int64_t room = sight(m);
+        Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
+                w.score + thread * QUERIES * room, room, 0};
+        auto see = [&](bool open, const Key* key, const Key* value, int64_t from, int64_t to) {
+            s.keys[s.count] = key, s.values[s.count] = value;
+            s.from[s.count] = int32_t(from - i), s.to[s.count] = int32_t(to - i);
+            s.count += open;
+        };
+        auto see_here = [&](int64_t j, int64_t from, int64_t to) {  // position j of this call
+            int64_t row = b * T + j - start, place = row * m.D + h * m.K;
+            see(w.gate[row], (Key*)w.key + place, (Key*)w.value + place, from, to);
+        };
+        for (int64_t a = 0; a < m.A && last - a > m.W; ++a) {
+            if (a >= start) see_here(a, a + m.W + 1, last);
+            else see(anchor_gate[a], anchors + a * m.K, anchor_value + a * m.K, a + m.W + 1, last);
+        }
+        const int64_t first = i - m.W > 0 ? i - m.W : 0;
+        for (int64_t j = first, slot = first % (m.W + !m.W); j < start; ++j) {
+            see(ring_gate[slot], ring + slot * m.K, ring_value + slot * m.K, j, j + m.W);
+            if (++slot == m.W) slot = 0;
+        }
+        for (int64_t j = first > start ? first : start; j <= last; ++j) see_here(j, j, j + m.W);
+        dots<Key, Q>(w.q + n * m.D + h * m.K, s);
+        float whole[Q];
+        for (int r = 0; r < Q; ++r) whole[r] = softmax(s, r);
+        int64_t done = weigh<Key, Q, 1>(weigh<Key, Q, W == 16 ? 4 : 2>(0, s, out), s, out);
+        for (; done < m.K; ++done)
+            for (int r = 0; r < Q; ++r) {
+                float sum = 0;
+                for (int64_t j = 0; j < s.count; ++j) sum += s.score[r * room + j] * load((const Key*)s.values[j] + done, 1)[0];
+                out[r * m.D + done] = sum;
+            }
+        for (int r = 0; r < Q; ++r)
+            for (int64_t k = 0; k < m.K; ++k) out[r * m.D + k] = w.gate[n + r] ? out[r * m.D + k] / whole[r] : 0;
+    }
+
+    // Both paths and their mix for one head of one sequence; then its keys enter the state (model/mixer.py).
+    template <class Key>
+    void mix(int64_t layer, int64_t b, int64_t h) const {
+        const int64_t K = m.K, first = b * T, column = h * K;
+        for (int64_t n = first; m.attention && n < first + T; ++n) {
+            rotate(w.q + n * m.D + column, w.turn + n * K);
+            rotate(w.k + n * m.D + column, w.turn + n * K);
+            if constexpr (std::is_same_v<Key, bf16>)
+                lanes(K, [&](int64_t i, auto l) {
+                    store((Key*)w.key + n * m.D + column + i, load(w.k + n * m.D + column + i, l), l);
+                    store((Key*)w.value + n * m.D + column + i, load(w.v + n * m.D + column + i, l), l);
+                });
+        }
+        int64_t n = first;
+        if (m.attention) {
+            for (; n + QUERIES <= first + T; n += QUERIES) attend<Key, QUERIES>(layer, n, h, w.o + n * m.D + column);
+            for (; n < first + T; ++n) attend<Key, 1>(layer, n, h, w.o + n * m.D + column);
+        }
+        for (n = first; m.decay && n < first + T; ++n)
+            fade(m.layers[layer], h, state.h + (b * m.L + layer) * m.D + column, w.u + n * m.D + column, w.o + n * m.D + column);
+        if (m.attention) keep<Key>(layer, b, h);
+    }
+
+    // past <- d past + (1 - d) u (ops/decay.py), mixed into o.
+    void fade(const Layer& p, int64_t h, float* past, const float* u, float* o) const {
+        const vfloat d = splat(p.decay[h]), rest = splat(1) - d, a = splat(p.fuse);
+        lanes(m.K, [&](int64_t i, auto l) {
+            vfloat x = fma(d, load(past + i, l), rest * load(u + i, l));
+            store(past + i, x, l);
+            store(o + i, m.attention ? fma(a, load(o + i, l) - x, x) : x, l);
+        });
+    }
+
+    // The keys and values of this call that a later one can see.
+    template <class Key>
+    void keep(int64_t layer, int64_t b, int64_t h) const {
+        const int64_t at = (b * m.L + layer) * m.H + h, start = state.position[b];
+        const size_t size = m.K * sizeof(Key);
+        for (int64_t t = 0; t < T; ++t) {
+            const int64_t j = start + t, row = (b * T + t) * m.D + h * m.K;
+            if (j >= 0 && j < m.A) {
+                std::memcpy((Key*)state.anchor_k + (at * m.A + j) * m.K, (Key*)w.key + row, size);
+                std::memcpy((Key*)state.anchor_v + (at * m.A + j) * m.K, (Key*)w.value + row, size);
+            }
+            if (j < 0 || t + m.W < T) continue;
+            if (m.W) {
+                std::memcpy((Key*)state.k + (at * m.W + j % m.W) * m.K, (Key*)w.key + row, size);
+                std::memcpy((Key*)state.value + (at * m.W + j % m.W) * m.K, (Key*)w.value + row, size);
+            }
+        }
+    }
+
+    // The gates of those keys; all closed for a layer that an early exit left out.
+    void keep_gates(int64_t layer, int64_t b, bool ran) const {
+        uint8_t *ring = state.gate + (b * m.L + layer) * m.W, *anchors = state.anchor_gate + (b * m.L + layer) * m.A;
+        for (int64_t t = 0; m.attention && t < T; ++t) {
+            const int64_t j = state.position[b] + t;
+            if (j < 0) continue;
+            if (ran && j < m.A) anchors[j] = w.gate[b * T + t];
+            if (m.W) ring[j % m.W] = ran && w.gate[b * T + t];
+        }
+    }
+};
+
+}  // namespace
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight

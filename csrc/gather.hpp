@@ -1,0 +1,96 @@
+// Products of spike-fed matrices: the sum of the rows of active inputs. Like products.hpp, in one order of sums.
+#pragma once
+
+#include "engine.hpp"
+#include "simd.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+
+constexpr int64_t AHEAD = 4;  // active inputs fetched in advance
+typedef int16_t vshort __attribute__((vector_size(4 * W)));
+typedef int8_t vbyte __attribute__((vector_size(2 * W)));
+
+template <int N>
+using Count = std::integral_constant<int, N>;
+
+// G vectors of outputs of one row of x, from output o on.
+template <int G, class T>
+inline void gather_floats(const T* w, int64_t outs, const int32_t* index, int64_t active, float* y, int64_t o) {
+    vfloat sum[G] = {};
+    for (int64_t j = 0; j < active; ++j) {
+        const T* row = w + index[j] * outs + o;
+        const T* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
+        for (size_t at = 0; at < G * W * sizeof(T); at += 64) __builtin_prefetch((const char*)next + at);
+        for (int g = 0; g < G; ++g) sum[g] = sum[g] + load(row + g * W, Full{});
+    }
+    for (int g = 0; g < G; ++g) store(y + o + g * W, sum[g], Full{});
+}
+
+// As above with int8 weights: 16-bit sums of up to 256 rows, then 32-bit ones; G vectors of 2 W outputs.
+template <int G>
+inline void gather_bytes(const int8_t* w, const float* scale, int64_t outs, const int32_t* index, int64_t active, float* y,
+                         int64_t o) {
+    int32_t total[G * 2 * W] = {};
+    for (int64_t first = 0; first < active; first += 256) {
+        int64_t last = first + 256 < active ? first + 256 : active;
+        vshort sum[G] = {};
+        for (int64_t j = first; j < last; ++j) {
+            const int8_t* row = w + index[j] * outs + o;
+            const int8_t* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
+            for (size_t at = 0; at < G * 2 * W; at += 64) __builtin_prefetch((const char*)next + at);
+            for (int g = 0; g < G; ++g) {
+                vbyte weights;
+                std::memcpy(&weights, row + g * 2 * W, sizeof weights);
+                sum[g] += __builtin_convertvector(weights, vshort);
+            }
+        }
+        for (int g = 0; g < G; ++g)
+            for (int i = 0; i < 2 * W; ++i) total[g * 2 * W + i] += sum[g][i];
+    }
+    for (int i = 0; i < G * 2 * W; ++i) y[o + i] = scale[o + i] * float(total[i]);
+}
+
+// Widest pieces first, then narrower ones; f(output, Count<G>) does G vectors of `lane` outputs. Returns what is left.
+template <int G, class F>
+inline int64_t by_columns(int64_t o, int64_t end, int64_t lane, F f) {
+    for (; o + G * lane <= end; o += G * lane) f(o, Count<G>{});
+    if constexpr (G > 1) return by_columns<G / 2>(o, end, lane, f);
+    return o;
+}
+
+template <int G>
+void gather_columns(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end) {
+    auto each_row = [&](auto f) {
+        for (int64_t n = 0; n < N; ++n) f(x.index + n * x.width, x.active[n], y + n * m.outs);
+    };
+    int64_t rest;
+    if (m.format == Format::int8)
+        rest = by_columns<G>(begin, end, 2 * W, [&](int64_t o, auto g) {
+            each_row([&](const int32_t* index, int64_t active, float* to) {
+                gather_bytes<decltype(g)::value>((const int8_t*)m.data, (const float*)m.scale, m.outs, index, active, to, o);
+            });
+        });
+    else
+        rest = by_columns<G>(begin, end, W, [&](int64_t o, auto g) {
+            each_row([&](const int32_t* index, int64_t active, float* to) {
+                constexpr int count = decltype(g)::value;
+                if (m.format == Format::bfloat16) gather_floats<count>((const bf16*)m.data, m.outs, index, active, to, o);
+                else gather_floats<count>((const float*)m.data, m.outs, index, active, to, o);
+            });
+        });
+    for (int64_t o = rest; o < end; ++o)  // fewer outputs than a vector holds
+        each_row([&](const int32_t* index, int64_t active, float* to) {
+            float sum = 0;
+            for (int64_t j = 0; j < active; ++j) {
+                int64_t at = index[j] * m.outs + o;
+                if (m.format == Format::int8) sum += ((const int8_t*)m.data)[at];
+                else if (m.format == Format::float32) sum += ((const float*)m.data)[at];
+                else sum += load((const bf16*)m.data + at, 1)[0];
+            }
+            to[o] = m.format == Format::int8 ? sum * ((const float*)m.scale)[o] : sum;
+        });
+}
+
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight

@@ -1,0 +1,93 @@
+// The head of the runtime, in full or for the largest logits only (model/head.py).
+#pragma once
+
+#include <math.h>
+
+#include "attention.hpp"
+#include "sketch.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+namespace {
+
+struct Head : Attention {
+    static void gelu(float* x, int64_t n, float weight) {
+        for (int64_t i = 0; i < n; ++i) x[i] = weight * .5f * x[i] * (1 + erff(x[i] * 0.707106781f));
+    }
+
+    // Logits (rows, V) of rows x (model/head.py); with `top`, those that cannot be among so many largest may be left out
+    // as -infinity. Ends in step.
+    void head(const float* x, int64_t rows, float* logits, int64_t top = 0) const {
+        Operand in = with(w.stream, x), prior = with(w.spikes, w.prior);
+        const bool dynamic = m.prior == Prior::dynamic;
+        const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
+        each(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
+        pool.sync();
+        if (dynamic) {
+            product(m.prior_down, in, w.prior, rows);
+            pool.sync();
+            each(rows, [&](int64_t n) {
+                gelu(w.prior + n * m.prior_down.outs, m.prior_down.outs, m.prior_weight);
+                rough ? prepare_sketch(m.prior_sketch.rough, prior, n) : prepare(m.prior_up, prior, n);
+            });
+            pool.sync();
+        }
+        if (rough) return choose(in, prior, rows, logits, top, dynamic);
+        share(units(m.head), [&](int64_t begin, int64_t end) {
+            multiply(m.head, in, rows, logits, begin, end);
+            if (m.prior == Prior::dynamic) multiply(m.prior_up, prior, rows, logits, begin, end, true);
+            int64_t last = end * LANES < m.V ? end * LANES : m.V;
+            for (int64_t n = 0; m.prior == Prior::fixed && n < rows; ++n)
+                for (int64_t o = begin * LANES; o < last; ++o) logits[n * m.V + o] += m.bias[o];
+        });
+        pool.sync();
+    }
+
+    // The rest of `head` by sketches: bounds of all logits, from them a bar that the k-th largest reaches, and then only
+    // the logits that may reach it.
+    void choose(const Operand& in, const Operand& prior, int64_t rows, float* logits, int64_t top, bool dynamic) const {
+        const int64_t blocks = units(m.head);
+        share(blocks, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin * rows; item < end * rows; ++item) {
+                const int64_t block = item / rows, n = item % rows;
+                Estimate e = estimate(m.head_sketch, in, n, block), add{};
+                if (dynamic) add = estimate(m.prior_sketch, prior, n, block);
+                vfloat most = splat(-HUGE_VALF);
+                for (int p = 0; p < PIECES; ++p) {
+                    vfloat about = e.about[p] + add.about[p], size = max(about, -about);
+                    vfloat radius = fma(splat(1e-6f), size, e.radius[p] + add.radius[p]);  // the sum of the two rounds too
+                    put(m.head, block, p, about + radius, logits + n * m.V, false);
+                    vint real = lane_numbers() < splat_int(int32_t(m.V - block * LANES - p * W));
+                    most = max(most, real ? about - radius : splat(-HUGE_VALF));
+                }
+                w.least[n * blocks + block] = max(most);
+            }
+        });
+        pool.sync();
+        each(rows, [&](int64_t n) { w.bar[n] = kth_largest(w.least + n * blocks, blocks, top < blocks ? top : blocks); });
+        pool.sync();
+        share(blocks, [&](int64_t begin, int64_t end) {
+            int64_t exact = 0;
+            for (int64_t n = 0; n < rows; ++n) {
+                const float bar = top < blocks ? w.bar[n] : -HUGE_VALF;
+                float* z = logits + n * m.V;
+                for (int64_t o = begin * LANES; o < end * LANES && o < m.V; ++o) {
+                    if (z[o] < bar) {
+                        z[o] = -HUGE_VALF;
+                        continue;
+                    }
+                    exactly(m.head, in, n, o, z, false);
+                    if (dynamic) exactly(m.prior_up, prior, n, o, z, true);
+                    ++exact;
+                }
+            }
+            __atomic_fetch_add(&stats.chosen[1], exact, __ATOMIC_RELAXED);
+        });
+        if (thread == 0) stats.chosen[0] += rows;
+        pool.sync();
+    }
+};
+
+}  // namespace
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight
