@@ -169,9 +169,7 @@ def evaluate(
     Windows start without a state. Nothing is random. `on_tokens` is told the tokens done. Raises `InputError` if the
     shards were made with another tokenizer or the model has too small a vocabulary.
     """
-    if tokenizer.hash != shards.tokenizer_hash:
-        raise InputError(f"{shards.path} was made with another tokenizer than the model's; "
-                         "make shards with the tokenizer.model of the model's folder")
+    shards.require(tokenizer)
     length = seq_len or model.config.max_seq_len
     batch = max(1, BATCH_TOKENS // length)
     domains = {name: eval_windows(shards, split, name, length, max_tokens, batch) for name in shards.domains(split)}

@@ -99,9 +99,14 @@ def _scores(model: Any, tokens: np.ndarray, targets: np.ndarray, state: Any) -> 
     for at in range(0, tokens.shape[1], step):
         part = slice(at, at + step)
         logits, state = model(tokens[:, part], state)
-        nll[:, part] = -np.take_along_axis(_log_softmax(logits), targets[:, part, None], -1)[..., 0]
+        nll[:, part] = nats(logits, targets[:, part])
         first[:, part] = logits.argmax(-1) == targets[:, part]
     return nll, first
+
+
+def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood (B, T) of targets (B, T) under logits (B, T, V)."""
+    return -np.take_along_axis(_log_softmax(logits), targets[..., None], -1)[..., 0]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from symboliclight.data.batches import eval_windows
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine
-from symboliclight.errors import InputError
+from symboliclight.likelihood import nats
 from symboliclight.tokenizer import Tokenizer
 
 TOKENS_AT_ONCE = 2048
@@ -18,18 +18,9 @@ def windows_of(
     shards: Shards, tokenizer: Tokenizer, split: str, seq_len: int, max_tokens: int
 ) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Domain -> fixed windows (tokens, targets), each (B, T), at most `max_tokens` a domain."""
-    if tokenizer.hash != shards.tokenizer_hash:
-        raise InputError(f"{shards.path} was made with another tokenizer than the model's; "
-                         "make shards with the tokenizer.model of the model's folder")
+    shards.require(tokenizer)
     batch = max(1, TOKENS_AT_ONCE // seq_len)
     return {name: list(eval_windows(shards, split, name, seq_len, max_tokens, batch)) for name in shards.domains(split)}
-
-
-def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood (B, T) of targets (B, T) under logits (B, T, V)."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    chosen = np.take_along_axis(shifted, targets[..., None], -1)[..., 0]
-    return np.log(np.exp(shifted).sum(-1, dtype=np.float64)) - chosen
 
 
 def compare(

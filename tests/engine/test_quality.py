@@ -12,8 +12,9 @@ from symboliclight import engine
 from symboliclight.benchmarks.curves import break_even
 from symboliclight.cli import main
 from symboliclight.errors import InputError
+from symboliclight.likelihood import nats
 from symboliclight.model.sites import spike_sites
-from symboliclight.quality import compare, means, nats, windows_of
+from symboliclight.quality import compare, means, windows_of
 
 
 @pytest.mark.parametrize("switches", [{}, {"ffn": "gelu"}, {"spike_source": "dense"}, {"block_spikes": False}], ids=str)

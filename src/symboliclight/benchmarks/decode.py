@@ -1,7 +1,7 @@
 """`bench decode`: the torch-free runtime on v1-194m at every precision, beside its dense path, torch and GPT-2.
 
-Weights are random, as initialised, so that anyone can run it; the active fractions, which are near those of trained
-models, are printed with the figures. Everything is timed in one run, in turns.
+Weights are random, as initialised, so that anyone can run it; the active fractions are stored with the figures.
+Everything is timed in one run, in turns.
 """
 
 import copy

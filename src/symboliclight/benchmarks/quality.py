@@ -21,9 +21,10 @@ from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine, load
 from symboliclight.engine.pack import PRECISIONS, Precision
 from symboliclight.errors import InputError
+from symboliclight.likelihood import nats
 from symboliclight.model import load as load_torch
 from symboliclight.model.sites import spike_sites
-from symboliclight.quality import compare, means, nats, windows_of
+from symboliclight.quality import compare, means, windows_of
 from symboliclight.tokenizer import Tokenizer
 
 ALLOWED: dict[Precision, float] = {"int8": 0.005, "int4": 0.02}  # relative perplexity, asked for

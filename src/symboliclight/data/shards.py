@@ -75,6 +75,12 @@ class Shards:
             self._maps[split, domain] = np.memmap(self._file(split, domain), dtype=self._dtype, mode="r")
         return self._maps[split, domain]
 
+    def require(self, tokenizer: Tokenizer) -> None:
+        """Raise `InputError` unless these shards were made with `tokenizer`."""
+        if tokenizer.hash != self.tokenizer_hash:
+            raise InputError(f"{self.path} was made with another tokenizer than the model's; "
+                             "make shards with the tokenizer.model of the model's folder")
+
     def _file(self, split: str, domain: str) -> Path:
         return self.path / split / f"{domain}.bin"
 
