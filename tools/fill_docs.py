@@ -1,6 +1,7 @@
 """Fill the tables of README.md and docs/*.md from results/*.json; `--check` only says whether they agree.
 
-A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand.
+A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand. A word after the
+name chooses one of several tables: `parts` of a benchmark, or those of `symboliclight.energy.tables`.
 """
 
 import argparse
@@ -9,17 +10,20 @@ import re
 import sys
 from pathlib import Path
 
+from symboliclight.energy import tables
 from symboliclight.report import comparison_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json)( parts)? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def table(path: str, parts: bool) -> str:
-    """Markdown table of one result file: a benchmark's rows or parts, or the demo's comparison."""
+def table(path: str, view: str | None) -> str:
+    """Markdown table of one result file: a benchmark's rows or parts, one of energy, or the demo's comparison."""
     result = json.loads((ROOT / path).read_text(encoding="utf-8"))
     head: tuple[str, ...]
-    if parts:
+    if view and "break_even" in result:
+        head, rows = tables.TABLES[view](result)
+    elif view == "parts":
         head = ("model", "part", "seconds a step", "bound by", "floor, s", "times the floor")
         rows = [(model, p["part"], f"{p['seconds']:.3f}", p["bound"] if p["floor_s"] else "", f"{p['floor_s']:.3f}",
                  "" if p["overhead"] is None else f"{p['overhead']:.1f}")
@@ -36,7 +40,7 @@ def table(path: str, parts: bool) -> str:
 
 def filled(text: str) -> str:
     """The page with every table as its result file has it."""
-    return BLOCK.sub(lambda m: m[1] + table(m[2], bool(m[3])) + m[4], text)
+    return BLOCK.sub(lambda m: m[1] + table(m[2], m[3]) + m[4], text)
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Charts in one style: colour-blind safe, few lines, text that stays text in SVG."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,6 +140,45 @@ def plot_decode(curves: dict[str, list[dict[str, Any]]], form: str = "svg") -> b
                 panel.minorticks_off()
             panel.legend(fontsize=8)
         return render(figure, form)
+
+
+def plot_energy(result: Mapping[str, Any], form: str = "svg") -> bytes:
+    """Energy of a token and the break-even curves of the first spiking model (`symboliclight energy --out`).
+
+    Above: operations alone, and with memory traffic to DRAM, never in one panel. Below: with memory in 32 KB SRAM,
+    against the firing rate, at the first and the last set of constants.
+    """
+    models, found = result["models"], result["break_even"][:1]
+    with style() as plt:
+        figure, axes = plt.subplots(2 if found else 1, 2, figsize=(10, 7 if found else 4), squeeze=False)
+        sets = list(models[0]["op_only_uj"])
+        far = [{s: found["dram"]["gather"] for s, found in m["with_memory_uj"].items()} for m in models]
+        for panel, title, values in ((axes[0][0], "operations alone", [m["op_only_uj"] for m in models]),
+                                     (axes[0][1], "operations and memory, weights in DRAM", far)):
+            for i, (name, colour) in enumerate(zip(sets, COLOURS, strict=False)):
+                places = [y + (i - (len(sets) - 1) / 2) * 0.8 / len(sets) for y in range(len(models))]
+                panel.barh(places, [v[name] for v in values], 0.8 / len(sets), color=colour,
+                           label=name.rpartition("-")[2])
+            panel.set_yticks(range(len(models)), [m["label"] for m in models])
+            panel.invert_yaxis()
+            panel.set(xlabel="µJ a token", title=title, xscale="log")
+        axes[0][0].legend()
+        for even in found:
+            _break_even_panels(axes[1], even, sets)
+        return render(figure, form)
+
+
+def _break_even_panels(axes: Any, found: Mapping[str, Any], sets: list[str]) -> None:
+    """One panel for the first and one for the last set: energy against the firing rate, weights in 32 KB SRAM."""
+    for panel, name in zip(axes, (sets[0], sets[-1]), strict=True):
+        lines = [c for c in found["curves"] if c["constants"] == name and c["memory"] == "sram-32kb"]
+        for line, colour in zip(lines, COLOURS, strict=False):
+            panel.plot(line["rates"], line["spiking_uj"], color=colour, label=f"spiking, {line['dataflow']}")
+        panel.axhline(lines[0]["dense_uj"], color="black", label="dense twin")
+        panel.axvline(found["rate"], color="black", ls=":", label="measured rate, mean over weights")
+        panel.set(xlabel="firing rate of every site", ylabel="µJ a token", ylim=0,
+                  title=f"{found['model']}: {name.rpartition('-')[2]}, with memory, 32 KB SRAM")
+    axes[0].legend(fontsize=8)
 
 
 def _layer(site: str) -> int:
