@@ -54,6 +54,7 @@ class ModelConfig:
     gate: bool = True  # one-bit token gate
     paths: Literal["both", "decay", "attention"] = "both"
     ffn: Literal["spike", "gelu"] = "spike"
+    norm: Literal["layer", "none"] = "layer"  # of the residual stream; none: a learned shift, no statistics
     prior: Literal["dynamic", "static", "none"] = "dynamic"
     prior_weight: float = 0.1
     learn_prior_weight: bool = False
@@ -105,6 +106,7 @@ class TrainConfig:
     clip: float = 1.0  # global gradient norm
     z_loss: float = 1e-4
     aux_weight: float = 0.3  # weight of the mean auxiliary cross-entropy at model.aux_layers
+    rate_weight: float = 0.0  # weight of the mean firing rate over all spike sites; 0: no such term
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # autocast dtype
     seed: int = 42
     log_every: int = 10  # steps
@@ -119,7 +121,8 @@ class TrainConfig:
         for name in ("tokens", "batch_size", "accumulate", "lr", "clip", "log_every", "save_every", "keep",
                      "eval_tokens", "divergence"):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in ("min_lr", "warmup_steps", "weight_decay", "z_loss", "eval_every", "aux_weight", "max_rollbacks"):
+        for name in ("min_lr", "warmup_steps", "weight_decay", "z_loss", "eval_every", "aux_weight", "rate_weight",
+                     "max_rollbacks"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
@@ -154,6 +157,8 @@ PRESETS: dict[str, ModelConfig] = {
                            window=512, learn_prior_weight=True),
     "mini": _MINI,
     "tiny": _TINY,
+    # a graph of neurons and matrices alone: no attention, no norm of live values, no GELU, a clamp out of reach
+    "mini-neuro": dataclasses.replace(_MINI, paths="decay", norm="none", prior="none", v_clamp=1000.0),
     "gpt2-124m": _gpt2(48_000, 12, 12, 64, 512, 0.1),
     "gpt2-201m": _gpt2(48_000, 12, 16, 64, 512, 0.1),
     "gpt2-mini": _gpt2(8192, 6, 4, 64, 512, 0.0),

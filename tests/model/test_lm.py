@@ -18,6 +18,7 @@ SWITCHES = {
     "bptt": {"lif_gradient": "bptt"}, "detached": {"lif_gradient": "bptt_detached"}, "learned": {"learn_neuron": True},
     "dense twin": {"spike_source": "dense", "ffn": "gelu", "block_spikes": False}, "aux": {"aux_layers": (0, 1)},
     "silent": {"v_threshold": 2.1}, "no window": {"window": 0}, "no anchors": {"n_anchors": 0},
+    "no norm": {"norm": "none"},
 }
 
 

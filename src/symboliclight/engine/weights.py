@@ -241,6 +241,8 @@ def _check_config(c: ModelConfig, tensors: int, file: Path) -> None:
     """Refuse what no file could hold before anything is sized by it."""
     if c.family != "symboliclight":
         raise InputError(f"the runtime runs symboliclight models, {file.parent} holds a {c.family}; use --torch for it")
+    if c.norm != "layer":
+        raise InputError(f"the runtime has no norm-free form, {file.parent} has model.norm {c.norm}; use --torch for it")
     if c.n_layers > tensors:
         raise InputError(f"{file} has {tensors} tensors, too few for model.n_layers {c.n_layers}; "
                          "restore all from the same checkpoint")

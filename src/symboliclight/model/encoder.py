@@ -21,6 +21,29 @@ class Spike(nn.Module):
         return spike(v, self.threshold, self.alpha)
 
 
+class Shift(nn.Module):
+    """c + b with a learned b, initially 0, for each channel: what is left of a LayerNorm without its statistics."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, c: Tensor) -> Tensor:
+        return c + self.bias
+
+
+def stream_norm(config: ModelConfig) -> nn.Module:
+    """What the residual stream passes through after each of its sums."""
+    return nn.LayerNorm(config.d_model) if config.norm == "layer" else Shift(config.d_model)
+
+
+def branch_end(config: ModelConfig, inputs: int) -> nn.Linear:
+    """The matrix at the end of a residual branch; without norms the stream is the plain sum of 2 n_layers of them."""
+    linear = nn.Linear(inputs, config.d_model, bias=False)
+    linear.init_scale = 1.0 if config.norm == "layer" else (2 * config.n_layers) ** -0.5  # type: ignore[assignment]
+    return linear
+
+
 class Neuron(nn.Module):
     """The encoder's spike source: LIF, memoryless threshold, top-k mask, or dense (the input itself)."""
 

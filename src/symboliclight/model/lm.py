@@ -34,7 +34,7 @@ class SymbolicLight(nn.Module):
         self.head = Head(config)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=config.init_std)
+                nn.init.normal_(module.weight, std=config.init_std * getattr(module, "init_scale", 1.0))
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """tokens (B, T) int64 -> logits (B, T, V) and the state after them; whole == chunked == one by one."""

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
+from symboliclight.model.encoder import branch_end, stream_norm
 from symboliclight.model.state import LayerState
 from symboliclight.ops import decay_scan, dropout, event_linear, rope, window_attention
 
 
 class Mixer(nn.Module):
-    """c <- LayerNorm(c + W_out o),  o = a · attention(c) + (1 - a) · decay(s), or the one path that is on."""
+    """c <- norm(c + W_out o),  o = a · attention(c) + (1 - a) · decay(s), or the one path that is on."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -24,8 +25,8 @@ class Mixer(nn.Module):
             self.v = nn.Linear(D, D, bias=False)
         if config.paths == "both":
             self.attn_gate = nn.Parameter(torch.zeros(1))
-        self.out = nn.Linear(D, D, bias=False)
-        self.norm = nn.LayerNorm(D)
+        self.out = branch_end(config, D)
+        self.norm = stream_norm(config)
 
     def forward(
         self, s: Tensor, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from symboliclight.interop.transformers.cache import SymbolicLightCache
 from symboliclight.interop.transformers.configuration import SymbolicLightConfig
-from symboliclight.model.encoder import Neuron, Spike
+from symboliclight.model.encoder import Neuron, Shift, Spike
 from symboliclight.model.ffn import FeedForward
 from symboliclight.model.head import Head
 from symboliclight.model.lm import SymbolicLight
@@ -100,9 +100,11 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
         """Start values of what a module holds itself, as its constructor sets them; what was loaded is left alone."""
         config, init = self.config, nn.init
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            init.normal_(module.weight, std=config.init_std)
+            init.normal_(module.weight, std=config.init_std * getattr(module, "init_scale", 1.0))
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Shift):
             init.zeros_(module.bias)
         elif isinstance(module, Neuron):
             own = config.encoder_threshold
