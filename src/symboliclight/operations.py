@@ -11,7 +11,8 @@ What has no multiply-accumulate form is not counted: see `NOT_COUNTED`.
 Legend: B batch, T tokens, D d_model, V vocab_size, M inputs, N outputs, A anchors, W window.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -228,6 +229,16 @@ class OperationMeter:
             self._linear("head", hidden, columns, len(model.head.weight), False)
 
         self._on(model.transformer, count, with_kwargs=True)
+
+
+def by_kind(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a report with the layers of a kind summed: `blocks.*.ffn.down` -> neurobench, macs, acs, dense."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for name, part in report["parts"].items():
+        kind = kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), {"neurobench": part["neurobench"]})
+        for key in ("macs", "acs", "dense"):
+            kind[key] = kind.get(key, 0) + part[key]
+    return kinds
 
 
 def _is_linear(module: nn.Module) -> bool:

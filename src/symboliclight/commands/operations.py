@@ -1,7 +1,5 @@
 """What `symboliclight eval --operations` adds: operations a token, by part."""
 
-import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,11 +23,10 @@ def counted(model: Any, wanted: bool) -> Iterator[dict[str, Any]]:
 
 def print_operations(report: dict[str, Any]) -> None:
     """Tables of operations a token, layers of a kind together, and of the figures of NeuroBench."""
-    sums: dict[str, Counter[str]] = {}
-    for name, part in report["parts"].items():
-        kind = re.sub(r"\.\d+\.", ".*.", name) + ("" if part["neurobench"] else " +")
-        sums.setdefault(kind, Counter()).update({key: part[key] for key in ("macs", "acs", "dense")})
-    rows = [(name, *(_count(sums[name][key]) for key in ("macs", "acs", "dense"))) for name in sums]
+    from symboliclight.operations import by_kind  # needs torch, with which the report was made
+
+    rows = [(name + " +" * (not part["neurobench"]), *(_count(part[key]) for key in ("macs", "acs", "dense")))
+            for name, part in by_kind(report).items()]
     totals = (("all", "per_token"), ("NeuroBench's part", "neurobench_per_token"))
     rows += [(name, *(_count(report[key][kind]) for kind in ("macs", "acs", "dense"))) for name, key in totals]
     print()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, float32, nn
 
 from symboliclight.model.encoder import Spike
 from symboliclight.model.lm import SymbolicLight
@@ -44,6 +44,24 @@ def record_rates(model: nn.Module) -> Iterator[dict[str, float]]:
         rates |= {name: float(sum(means) / len(means)) for name, means in sums.items() if means}
 
 
+@contextmanager
+def differentiable_rates(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Fill the yielded list, in forward order, with each site's spikes per unit and token: scalars float32 that carry
+    the gradient of the surrogate. Present tokens and padding count alike."""
+    rates: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _, inputs, output: rates.append(_first(output).mean(dtype=float32)))
+             for module in spike_sites(model).values()]
+    try:
+        yield rates
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _record(means: list[Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
-    spikes = output[0] if isinstance(output, tuple) else output
+    spikes = _first(output)
     means.append(spikes.detach().count_nonzero() / spikes.numel())  # a tensor: no wait for the device here
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

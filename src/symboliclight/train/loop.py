@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from symboliclight import checkpoint
 from symboliclight.config import RunConfig, to_dict
 from symboliclight.data import Batches, Shards
-from symboliclight.errors import InputError
+from symboliclight.errors import Diverged, InputError
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
 from symboliclight.optim import adamw, learning_rate, load_state_tensors, state_tensors, total_steps
@@ -190,9 +190,9 @@ class _Trainer:
     def _roll_back(self, at: int, done: StepResult) -> None:
         before, last = self.progress, self.directory / checkpoint.LAST
         if before.rollbacks >= self.run.train.max_rollbacks:
-            raise InputError(f"training diverged at step {at} after {before.rollbacks} rollbacks (loss "
-                             f"{done.loss:.3f}, gradient norm {done.grad_norm:.3g}); lower train.lr, "
-                             f"or use {last.resolve()} as it is")
+            raise Diverged(f"training diverged at step {at} after {before.rollbacks} rollbacks (loss "
+                           f"{done.loss:.3f}, gradient norm {done.grad_norm:.3g}); lower train.lr, "
+                           f"or use {last.resolve()} as it is")
         self._restore(last, data=False)
         p = self.progress
         self.log.rewind(p.step, before.rollbacks)
@@ -242,6 +242,9 @@ def _check(run: RunConfig, shards: Shards) -> None:
     if run.data.seq_len > run.model.max_seq_len:
         raise InputError(f"data.seq_len is {run.data.seq_len}, more than model.max_seq_len {run.model.max_seq_len}; "
                          "lower the first or raise the second")
+    if run.train.rate_weight and run.model.family != "symboliclight":
+        raise InputError(f"train.rate_weight is {run.train.rate_weight}, but a model of family {run.model.family} "
+                         "has no spikes; set it to 0")
     if run.train.eval_every and not validation_domains(shards, run):
         raise InputError(f"{shards.path} has no {SPLIT} tokens; build the corpus with a larger share of it, "
                          "or set train.eval_every to 0")

@@ -1,13 +1,15 @@
 """One optimiser step.
 
-    loss = CE(head(c)) + z · lse² + aux_weight · mean_i CE(head(c_i)),   i in model.aux_layers
+    loss = CE(head(c)) + z · lse² + aux_weight · mean_i CE(head(c_i)) + rate_weight · mean_k rate_k,
 
-averaged over all targets of all micro-batches, so that accumulation gives the gradient of the one big batch.
+i in model.aux_layers, k the spike sites, rate_k the share of (token, unit) pairs of site k with a spike, which its
+surrogate differentiates; all of it averaged over all targets of all micro-batches, so that accumulation gives the
+gradient of the one big batch.
 """
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import TrainConfig
+from symboliclight.model.sites import differentiable_rates
 from symboliclight.ops import linear_cross_entropy
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens and targets, each (B, T) int64; a target below 0 is ignored
@@ -36,7 +39,10 @@ def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManage
 
 def losses(model: nn.Module, tokens: Tensor, targets: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Training loss and plain cross-entropy of one micro-batch, both scalars in nats a token."""
-    c, aux, _ = model.features(tokens)  # type: ignore[operator]
+    watched: AbstractContextManager[list[Tensor]] = (
+        differentiable_rates(model) if config.rate_weight else nullcontext([]))
+    with watched as rates:
+        c, aux, _ = model.features(tokens)  # type: ignore[operator]
     head = model.head
     features, weights, bias = head.terms(c)  # type: ignore[union-attr, operator]
     loss, plain = linear_cross_entropy(features, weights, targets, bias, config.z_loss)
@@ -44,6 +50,8 @@ def losses(model: nn.Module, tokens: Tensor, targets: Tensor, config: TrainConfi
         features, weights, bias = head.terms(stream)  # type: ignore[union-attr, operator]
         inner, _ = linear_cross_entropy(features, weights, targets, bias)
         loss = loss + config.aux_weight / len(aux) * inner
+    if rates:
+        loss = loss + config.rate_weight * torch.stack(rates).mean()
     return loss, plain
 
 

@@ -1,0 +1,88 @@
+"""The folder of result files: one JSON a run, written whole or not at all, from whichever machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from symboliclight.atomic import write_atomic
+from symboliclight.config import RunConfig, from_dict
+from symboliclight.errors import InputError
+from symboliclight.study.plan import Run, identity, without_place
+
+FORMAT = 1
+
+
+class Results:
+    """Finished runs by identity. All of one folder were made on the same data.
+
+    Raises `InputError` for a damaged file, a file whose name and content disagree, or data other than `data_hash`.
+    """
+
+    def __init__(self, directory: str | Path, data_hash: str | None = None) -> None:
+        self.directory = Path(directory)
+        self.data_hash = data_hash
+        self._found: dict[str, dict[str, Any]] = {}
+        self._seen: set[str] = set()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def refresh(self) -> None:
+        """Read the files that have come since."""
+        for path in sorted(self.directory.glob("*-*.json")):
+            if path.name not in self._seen:
+                self._add(path, read_result(path))
+                self._seen.add(path.name)
+
+    def get(self, run: Run) -> dict[str, Any] | None:
+        """The result of `run`, whatever it is called."""
+        return self._found.get(run.identity(self.data_hash)) if self.data_hash else None
+
+    def path(self, run: Run) -> Path:
+        """Where the result of `run` is written."""
+        return self.directory / f"{run.name}-{run.identity(self.data_hash or '')}.json"
+
+    def put(self, run: Run, body: dict[str, Any]) -> Path:
+        """Write one result."""
+        path = self.path(run)
+        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}"
+                           for k, v in {"format": FORMAT, **body}.items())
+        try:
+            write_atomic(path, f"{{\n{lines}\n}}\n".encode())
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; free some space, or choose another "
+                             "--results") from error
+        self._found[run.identity(body["data_hash"])] = body
+        self._seen.add(path.name)
+        return path
+
+    def _add(self, path: Path, body: dict[str, Any]) -> None:
+        config = from_dict(RunConfig, body["config"], str(path))
+        if self.data_hash is None:
+            self.data_hash = body["data_hash"]
+        if body["data_hash"] != self.data_hash:
+            raise InputError(f"{path} was made on data {body['data_hash'][:12]}, not {self.data_hash[:12]}; "
+                             "give results of other data a folder of their own")
+        found = identity(config, body["data_hash"])
+        if not path.stem.endswith(f"-{found}"):
+            raise InputError(f"{path} holds the run {found}, which is not the one in its name; restore the file, "
+                             "or remove it to run it again")
+        if without_place(config) != config:
+            raise InputError(f"{path} names a folder of data; it was not written by a study, remove it")
+        self._found[found] = body
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One result file. Raises `InputError` if it is damaged or from a newer version."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        written = body["format"]
+        missing = {"config", "data_hash", "label", "seed"} - set(body)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged or foreign ({error}); restore it, or remove it to run it again") from error
+    if written != FORMAT or missing:
+        raise InputError(f"{path} has format {written}, this version reads {FORMAT}; upgrade symboliclight")
+    return body

@@ -1,0 +1,204 @@
+"""Working on a study: what is missing is run, one run at a time; several processes may work on one folder.
+
+    WORK/data/         corpus, tokenizer.model, shards; made once
+    WORK/runs/ID/      run folders of `symboliclight.train`; of a finished run the final weights stay
+    WORK/locks/ID      held (flock) by the process that works on the run, until it ends in whatever way
+
+A run that was interrupted goes on from its last checkpoint, in this process or another.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from symboliclight.checkpoint import LAST, OPTIMIZER, locate
+from symboliclight.config import load_json
+from symboliclight.data.corpus import Corpus, build_corpus
+from symboliclight.data.readers import find_files
+from symboliclight.data.sample import balanced_sample
+from symboliclight.data.shards import Shards, build_shards
+from symboliclight.errors import Diverged, InputError
+from symboliclight.provenance import commit, machine
+from symboliclight.study.measure import curves, measure
+from symboliclight.study.plan import Run, Study, describe
+from symboliclight.study.results import Results
+from symboliclight.tokenizer import Tokenizer
+from symboliclight.tokenizer import train as train_tokenizer
+from symboliclight.train import train
+from symboliclight.train.folder import RUN
+
+TOKENIZER_BYTES = 50_000_000  # of the training split, as `symboliclight tokenizer train` takes
+
+Stage = Callable[[str], AbstractContextManager[Any]]  # announces a stage and shows that it runs
+
+
+@dataclass
+class Outcome:
+    """What one call of `work` did: names of runs."""
+
+    done: list[str]
+    present: list[str]  # finished before
+    locked: list[str]  # another process is at work on them
+    interrupted: str | None = None
+
+
+def prepare(study: Study, folder: Path, corpus_folder: Path | None, stage: Stage) -> Shards:
+    """The shards of WORK/data, made from `corpus_folder` if they are missing; processes wait for one another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=True):
+        if (folder / "shards").exists():
+            return Shards.open(folder / "shards")
+        if corpus_folder is None:
+            raise InputError(f"{folder} holds no shards yet; give --corpus FOLDER with a file or folder a domain")
+        with stage("cleaning and splitting the texts"):
+            corpus = (Corpus(folder / "corpus") if (folder / "corpus").exists()
+                      else build_corpus(domains(corpus_folder), folder / "corpus"))
+        model = folder / "tokenizer.model"
+        with stage(f"training a tokenizer of {study.vocab_size} pieces"):
+            tokenizer = Tokenizer.load(model) if model.exists() else train_tokenizer(
+                balanced_sample(corpus, TOKENIZER_BYTES).texts(), study.vocab_size, model).tokenizer
+        with stage("turning text into tokens"):
+            return build_shards(corpus, tokenizer, folder / "shards")
+
+
+def domains(folder: Path) -> dict[str, Sequence[str | Path]]:
+    """Each file or subfolder is a domain, named by its name up to the first dot."""
+    found: dict[str, list[str | Path]] = {}
+    for path in find_files(folder):
+        inside = path.relative_to(folder).parts if path != folder else (path.name,)
+        found.setdefault(inside[0].split(".")[0], []).append(path)
+    return dict(found)
+
+
+def data_hash(shards: Shards) -> str:
+    """Of the texts, their split, and the tokenizer."""
+    return hashlib.sha256(f"{shards.data_hash} {shards.tokenizer_hash}".encode()).hexdigest()
+
+
+def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, results: Results,
+         on_run: Callable[[Run, dict[str, Any]], None] = lambda run, body: None) -> Outcome:
+    """Run what is missing of `chosen`, in order; `on_run` is told each finished run and its result.
+
+    Raises `InputError` if the data do not fit the study, or as `train` does; a run whose loss diverges is a result.
+    """
+    if shards.vocab_size != study.vocab_size:
+        raise InputError(f"{shards.path} has {shards.vocab_size} pieces, {study.path} says vocab_size = "
+                         f"{study.vocab_size}; make shards with a tokenizer of that size")
+    where = {"commit": commit(), "machine": machine()}  # now: the code in memory is the one that runs
+    outcome = Outcome([], [], [])
+    (folder / "locks").mkdir(parents=True, exist_ok=True)
+    for run in chosen:
+        name = run.identity(data_hash(shards))
+        results.refresh()
+        if results.get(run) is not None:
+            outcome.present.append(run.name)
+            continue
+        with locked(folder / "locks" / name) as mine:
+            results.refresh()  # another process may have finished it between the look and the lock
+            if not mine or results.get(run) is not None:
+                (outcome.present if mine else outcome.locked).append(run.name)
+                continue
+            body = _perform(run, shards, folder / "runs" / name, where)
+            if body is None:
+                outcome.interrupted = run.name
+                return outcome
+            results.put(run, body)
+            slim(folder / "runs" / name)
+        outcome.done.append(run.name)
+        on_run(run, body)
+    return outcome
+
+
+def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any]) -> dict[str, Any] | None:
+    """Train and measure one run; None if a signal stopped it."""
+    config = replace(run.config, data=replace(run.config.data, directory=str(shards.path)))
+    body = {"label": run.label, "group": run.group, "seed": run.seed, "tokens": run.tokens, **where,
+            "data_hash": data_hash(shards), "corpus_hash": shards.data_hash, "tokenizer_hash": shards.tokenizer_hash,
+            "config": describe(run.config), "threads": torch.get_num_threads()}
+    try:
+        if not finished(directory) and train(config, directory, progress=True, tensorboard=False).interrupted:
+            return None
+    except Diverged as error:
+        facts = load_json(directory / RUN)
+        return {**body, "parameters": facts["parameters"], "diverged": str(error).split(";")[0],
+                "curve": curves(directory)}
+    facts = load_json(directory / RUN)
+    start = time.perf_counter()
+    measured = measure(run, shards, directory)
+    result = facts["result"]
+    training = {"steps": result["steps"], "tokens": result["tokens"], "rollbacks": result["rollbacks"],
+                "seconds": round(result["seconds"], 1), "tokens_per_second": round(result["tokens_per_second"], 1),
+                "threads": facts["threads"], "device": facts["device"],
+                "measuring_seconds": round(time.perf_counter() - start, 1)}
+    return {**body, "parameters": facts["parameters"], "training": training, "curve": curves(directory), **measured}
+
+
+def finished(directory: Path) -> bool:
+    """Whether a run folder holds a run that reached its last step."""
+    return (directory / RUN).exists() and "result" in load_json(directory / RUN)
+
+
+def slim(directory: Path) -> None:
+    """Of a run whose result is written: keep the last weights only."""
+    if not finished(directory):
+        return
+    last = locate(directory / LAST).resolve()
+    for path in directory.glob("step-*"):
+        if path.resolve() != last:
+            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree((last / OPTIMIZER).parent, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path` for the block; yields whether it was free. The system frees it when a process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock now."""
+    if not path.exists():
+        return False
+    with locked(path) as free:
+        return not free
+
+
+def seconds_left(chosen: Sequence[Run], results: Results) -> float | None:
+    """Time that one process needs for what is missing, at the speed measured for the label, else for all."""
+    speeds: dict[str, list[float]] = {}
+    missing = []
+    for run in chosen:
+        body = results.get(run)
+        if body is None:
+            missing.append(run)
+        elif "training" in body:
+            taken = body["training"]["seconds"] + body["training"]["measuring_seconds"]
+            speeds.setdefault(run.label, []).append(body["training"]["tokens"] / taken)
+    every = [x for values in speeds.values() for x in values]
+    if missing and not every:
+        return None
+    return sum(run.tokens / _mean(speeds.get(run.label) or every) for run in missing)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
