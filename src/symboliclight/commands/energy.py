@@ -1,12 +1,14 @@
 """`symboliclight energy`: operations, bytes and joules of a token, beside the dense twin and GPT-2."""
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from symboliclight.checkpoint import locate
 from symboliclight.commands.models import add_precision, read_text, token_progress
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.config import ModelConfig, preset
@@ -59,7 +61,8 @@ def _run(args: argparse.Namespace) -> None:
     subjects = [x for s in (*measured, *_presets(args, measured)) for x in _with_twin(s)]
     spiking = [s for s in subjects if account.mean_rate(s) is not None]
     result: dict[str, Any] = {
-        "batch": args.batch, "constants": account.constants(),
+        "trained": {_label(d): _training(d) for d in args.model}, "text": _text(args), "batch": args.batch,
+        "constants": account.constants(),
         "models": [account.describe(s, sets, args.batch) for s in subjects],
         "break_even": [account.spiking_against_twin(s, sets, args.batch) for s in spiking],
     }
@@ -161,6 +164,20 @@ def _with_twin(s: Subject) -> list[Subject]:
 
 def _label(directory: str) -> str:
     return Path(directory).resolve().name if Path(directory).name in ("", ".", "..") else Path(directory).name
+
+
+def _training(directory: str) -> dict[str, Any]:
+    """Seed and tokens of the run that a model comes from; empty if it does not lie in the folder of its run."""
+    run = locate(directory).parent / "run.json"
+    train = json.loads(run.read_text(encoding="utf-8")).get("train", {}) if run.is_file() else {}
+    return {name: train[name] for name in ("seed", "tokens") if name in train}
+
+
+def _text(args: argparse.Namespace) -> dict[str, Any]:
+    """What the models were measured on."""
+    if args.data is None:
+        return {}
+    return {"data_hash": Shards.open(args.data).data_hash, "split": args.split, "max_tokens": args.max_tokens}
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
