@@ -15,8 +15,8 @@ FLOORS: list[set[str]] = [
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
     {"sampling", "likelihood", "runner", "train", "optim", "distributed"},
-    {"evaluate", "sparsity", "operations", "energy", "study", "report", "plots", "recipes", "interop", "quality",
-     "benchmarks"},
+    {"evaluate", "sparsity", "operations", "energy", "study", "report", "plots", "rasters", "recipes", "interop",
+     "quality", "benchmarks"},
     {"cli", "commands", "serve"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import symboliclight
 from symboliclight.errors import InputError
 
-COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "study", "energy", "bench",
-            "info")
+COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "study", "raster", "energy",
+            "bench", "info")
 
 
 class _Parser(argparse.ArgumentParser):

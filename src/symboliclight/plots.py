@@ -1,7 +1,7 @@
 """Charts in one style: colour-blind safe, few lines, text that stays text in SVG."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,17 @@ def style() -> Iterator[Any]:
         "figure.constrained_layout.use": True,
     }):
         yield plt
+
+
+def drawable() -> Callable[[str], bool]:
+    """Whether the fonts of the running style have every character of a text."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    known: set[int] = set()
+    for family in matplotlib.rcParams["font.family"]:
+        known |= font_manager.get_font(font_manager.findfont(family)).get_charmap().keys()
+    return lambda text: all(ord(c) in known for c in text)
 
 
 def render(figure: Any, form: str = "svg") -> bytes:

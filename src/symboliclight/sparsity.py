@@ -84,6 +84,21 @@ class Raster:
     labels: list[str]
     spikes: dict[str, np.ndarray]
 
+    def rates(self) -> dict[str, float]:
+        """Spikes per unit and token of each site."""
+        return {name: float(s.mean()) for name, s in self.spikes.items()}
+
+    def stack(self, kind: str) -> np.ndarray:
+        """All layers of a kind of site, "encoder", "ffn" or "blocks": (layers, T, units) bool; an encoder has one."""
+        found = [s for name, s in self.spikes.items() if name.split(".")[0] == kind]
+        if not found:
+            raise InputError(f"no spike site of kind {kind!r}; choose from: {', '.join(self.spikes)}")
+        return np.stack(found)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return raster_svg(self)
+
 
 def raster(model: nn.Module, tokenizer: Tokenizer, text: str) -> Raster:
     """Record every spike while `model` reads bos and `text`. Raises `InputError` for a model that does not spike."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from symboliclight.checkpoint import locate
-from symboliclight.commands.models import add_precision, read_text, token_progress
+from symboliclight.commands.models import add_precision, label_of, read_text, token_progress
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.config import ModelConfig, preset
 from symboliclight.data.corpus import SPLITS
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> None:
     subjects = [x for s in (*measured, *_presets(args, measured)) for x in _with_twin(s)]
     spiking = [s for s in subjects if account.mean_rate(s) is not None]
     result: dict[str, Any] = {
-        "trained": {_label(d): _training(d) for d in args.model}, "text": _text(args), "batch": args.batch,
+        "trained": {label_of(d): _training(d) for d in args.model}, "text": _text(args), "batch": args.batch,
         "constants": account.constants(),
         "models": [account.describe(s, sets, args.batch) for s in subjects],
         "break_even": [account.spiking_against_twin(s, sets, args.batch) for s in spiking],
@@ -103,7 +103,7 @@ def _measured(args: argparse.Namespace, directory: str) -> Subject:
         for tokens in batches:
             model(torch.from_numpy(tokens))
             advance(tokens.size)
-    return account.from_report(_label(directory), model.config, meter.report(), batches[0].shape[1])
+    return account.from_report(label_of(directory), model.config, meter.report(), batches[0].shape[1])
 
 
 def _windows(args: argparse.Namespace, tokenizer: Tokenizer, length: int) -> Iterator[np.ndarray]:
@@ -162,10 +162,6 @@ def _with_twin(s: Subject) -> list[Subject]:
     return [s] if twin is None else [s, account.subject(f"dense twin of {s.label}", twin, {}, s.context, DENSE)]
 
 
-def _label(directory: str) -> str:
-    return Path(directory).resolve().name if Path(directory).name in ("", ".", "..") else Path(directory).name
-
-
 def _training(directory: str) -> dict[str, Any]:
     """Seed and tokens of the run that a model comes from; empty if it does not lie in the folder of its run."""
     run = locate(directory).parent / "run.json"
@@ -186,8 +182,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     for directory in args.model if found else []:
         model, tokenizer = load_runner(directory, args.precision)
-        with token_progress(f"measuring {_label(directory)}", args.repeats) as advance:
-            runs[_label(directory)] = counters.measure(
+        with token_progress(f"measuring {label_of(directory)}", args.repeats) as advance:
+            runs[label_of(directory)] = counters.measure(
                 found, _decoder(model, tokenizer), args.seconds, args.repeats, on_repeat=lambda: advance(1)
             ) | {"precision": getattr(model, "precision", "torch float32")}
     return {"runs": runs, "missing": reasons}

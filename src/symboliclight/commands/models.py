@@ -35,6 +35,11 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--model", metavar="DIR", required=required, help="a checkpoint, or the folder of a run")
 
 
+def label_of(directory: str) -> str:
+    """What a model is called in tables and files: the name of its folder, without the way there."""
+    return Path(directory).name or Path(directory).resolve().name
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the next token, and the seed."""
     d = Sampling()
