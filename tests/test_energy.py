@@ -22,7 +22,8 @@ FLOAT32, INT8 = ARITHMETIC["horowitz-45nm-float32"], ARITHMETIC["horowitz-45nm-i
 DENSE = {"spike_source": "dense", "block_spikes": False, "ffn": "gelu"}
 CONFIGS = [{}, {"paths": "decay"}, {"paths": "attention"}, {"prior": "static"}, {"prior": "none"},
            {"block_spikes": False}, {"ffn": "gelu"}, {"spike_source": "topk", "topk_rate": 0.2}, DENSE,
-           {"learn_neuron": True, "learn_prior_weight": True}, {"family": "gpt2", "d_ff": 128}]
+           {"learn_neuron": True, "learn_prior_weight": True}, {"norm": "none"},
+           {"family": "gpt2", "d_ff": 128}]
 
 
 def measured(config):
@@ -46,7 +47,7 @@ def test_what_is_expected_at_given_rates_is_what_the_meter_counts(small_config, 
         assert cost.dense == pytest.approx(expected.costs[name].dense)
 
 
-@pytest.mark.parametrize("changes", [DENSE, DENSE | {"prior": "static"}, {"family": "gpt2", "d_ff": 128}], ids=str)
+@pytest.mark.parametrize("changes", [DENSE, DENSE | {"prior": "static", "norm": "none"}, CONFIGS[-1]], ids=str)
 def test_a_dense_model_reads_every_parameter_but_the_embedding_rows_of_other_tokens(small_config, changes):
     config = replace(small_config, **changes)
     model, _, found = measured(config)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.errors import InputError
+from symboliclight.model.encoder import Shift
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.sparsity import SparsityMeter
 
@@ -147,6 +148,8 @@ class OperationMeter:
                 self._watch_linear(name, module, isinstance(module, nn.Linear))
             elif isinstance(module, nn.LayerNorm):
                 self._on(module, lambda _, inputs, output, name=name: self._norm(name, inputs[0]))
+            elif isinstance(module, Shift):
+                self._on(module, lambda _, inputs, output, name=name: self._each(name, inputs[0].numel(), acs=1))
 
     def _watch_symboliclight(self, model: SymbolicLight) -> None:
         self._watch_modules(model, ("mixer.tcam", "ffn.down", "head.out", "head.prior_up"))

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     a("--seconds", type=float, default=5.0, metavar="S", help="of one measurement (default: 5)")
     a("--repeats", type=int, default=5, metavar="N", help="measurements of each model, at least 2 (default: 5)")
     add_precision(p)
-    a("--json", action="store_true", help="print JSON, with every part of every model")
+    a("--json", action="store_true", help="print JSON, with the parts of every model")
     a("--out", type=Path, metavar="FILE", help="write the JSON to FILE and its charts beside it as .svg")
     p.set_defaults(run=_run)
 

@@ -6,6 +6,7 @@
 A model's dense twin has the same matrices fed by continuous values: `spike_source="dense"`, no block spikes, GELU.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -126,7 +127,7 @@ def mean_rate(s: Subject) -> float | None:
 def describe(s: Subject, sets: Iterable[str], batch: int = 1) -> dict[str, Any]:
     """All figures of one model as plain values: operations a token, bytes a token, microjoules a token.
 
-    The bytes of single parts are those of the first set.
+    Parts are summed over layers; their bytes are those of the first set.
     """
     sets = list(sets)
     by_set = {name: moved(s, ARITHMETIC[name], batch=batch) for name in sets}
@@ -136,15 +137,21 @@ def describe(s: Subject, sets: Iterable[str], batch: int = 1) -> dict[str, Any]:
         "operations": {f.name: sum(getattr(c, f.name) for c in s.costs.values()) for f in fields(Cost)},
         "bytes": {name: {f.name: sum(getattr(t, f.name) for t in found.values())
                          for f in fields(Traffic) if f.name != "sums"} for name, found in by_set.items()},
-        "parts": {name: asdict(cost) | {"bytes": _total(by_set[sets[0]][name])} for name, cost in s.costs.items()},
+        "parts": _kinds(s, by_set[sets[0]]),
         "op_only_uj": {name: op_only(s.costs.values(), ARITHMETIC[name]) / 1e6 for name in sets},
         "with_memory_uj": {name: {m.name: {d: with_memory(s, ARITHMETIC[name], m, d, batch) / 1e6 for d in DATAFLOWS}
                                   for m in MEMORY.values()} for name in sets},
     }
 
 
-def _total(t: Traffic) -> float:
-    return sum(getattr(t, f.name) for f in fields(t))
+def _kinds(s: Subject, found: Mapping[str, Traffic]) -> dict[str, dict[str, float]]:
+    """Kind of part, layers summed -> macs, acs, dense, bytes."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, cost in s.costs.items():
+        kind = kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name), {})
+        for key, value in (asdict(cost) | {"bytes": sum(asdict(found[name]).values())}).items():
+            kind[key] = kind.get(key, 0) + value
+    return kinds
 
 
 def spiking_against_twin(s: Subject, sets: Iterable[str], batch: int = 1) -> dict[str, Any]:

@@ -62,17 +62,22 @@ def _norm(D: int) -> Shape:
     return Shape("norm", D, D, macs=3 * D, acs=2 * D, extra=2 * D)
 
 
+def _stream_norm(c: ModelConfig) -> Shape:
+    D = c.d_model
+    return _norm(D) if c.norm == "layer" else Shape("norm", D, D, acs=D, extra=D)
+
+
 def _symboliclight(c: ModelConfig) -> dict[str, Shape]:
     D, F, V = c.d_model, c.d_ff, c.vocab_size
     parts = {"encoder.embedding": Shape("lookup", 1, D, extra=D), "encoder.norm": _norm(D)}
     if c.spike_source == "lif":
         parts["encoder.neuron"] = Shape("membrane", D, D, macs=D, extra=2 * D if c.learn_neuron else 0)
-    before = None if c.spike_source == "dense" else "encoder"
+    before, norm = None if c.spike_source == "dense" else "encoder", _stream_norm(c)
     for i in range(c.n_layers):
         parts |= _mixer(c, f"blocks.{i}.mixer", before)
         name, hidden = f"blocks.{i}.ffn", f"ffn.{i}" if c.ffn == "spike" else None
         parts |= {f"{name}.up": Shape("linear", D, F), f"{name}.down": Shape("linear", F, D, hidden),
-                  f"{name}.residual": Shape("elementwise", D, D, acs=D), f"{name}.norm": _norm(D)}
+                  f"{name}.residual": Shape("elementwise", D, D, acs=D), f"{name}.norm": norm}
         before = f"blocks.{i}" if c.block_spikes else None
     parts["head.out"] = Shape("linear", D, V)
     if c.prior == "dynamic":
@@ -96,7 +101,7 @@ def _mixer(c: ModelConfig, name: str, site: str | None) -> dict[str, Shape]:
     if c.paths == "both":
         parts[f"{name}.fuse"] = Shape("elementwise", 2 * D, D, macs=D, acs=D, extra=1)
     return parts | {f"{name}.out": Shape("linear", D, D), f"{name}.residual": Shape("elementwise", D, D, acs=D),
-                    f"{name}.norm": _norm(D)}
+                    f"{name}.norm": _stream_norm(c)}
 
 
 def _gpt2(c: ModelConfig) -> dict[str, Shape]:

@@ -1,6 +1,5 @@
 """Tables of an energy result (what `symboliclight energy --out` writes), for the command and for the pages."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,12 +51,7 @@ def parts(result: dict[str, Any]) -> Table:
     """The first model by kind of part, layers together; bytes at the widest precision."""
     m = result["models"][0]
     name = next(iter(m["bytes"]))
-    kinds: dict[str, list[float]] = {}
-    for part, found in m["parts"].items():
-        sums = kinds.setdefault(re.sub(r"\.\d+\.", ".*.", part), [0.0, 0.0, 0.0])
-        for i, value in enumerate((found["macs"], found["acs"], found["bytes"])):
-            sums[i] += value
-    rows = [(kind, *map(_count, sums)) for kind, sums in kinds.items()]
+    rows = [(kind, *(_count(found[key]) for key in ("macs", "acs", "bytes"))) for kind, found in m["parts"].items()]
     return (f"{m['label']}, a token", "MAC", "AC", f"bytes ({_precision(name)})"), rows
 
 
