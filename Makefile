@@ -19,13 +19,14 @@ help:
 	@echo "make clean  remove the virtual environment and build files"
 
 # $(VENV)/train holds what training needs, $(VENV)/all also what tests, lint and pages need. The spiking packages that
-# tests compare with come without torchvision and torchaudio, whose builds must match torch's and are not needed here.
+# tests compare with come without torchvision, torchaudio and samna, whose builds must match torch's or a chip's and are
+# not needed here.
 $(VENV)/train $(VENV)/all: $(SOURCES)
 	@echo "installing symboliclight[$(@F)] into $(VENV) (about two minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) scikit-build-core nanobind cmake ninja setuptools
 	@$(PIP) --no-build-isolation '.[$(@F)]'
-	@if test $(@F) = all; then $(PIP) --no-deps neurobench spikingjelly; fi
+	@if test $(@F) = all; then $(PIP) --no-deps neurobench spikingjelly norse sinabs; fi
 	@touch $@
 
 demo: $(VENV)/train

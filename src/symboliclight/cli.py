@@ -12,7 +12,7 @@ import symboliclight
 from symboliclight.errors import InputError
 
 COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "study", "raster", "energy",
-            "bench", "info")
+            "neuro", "bench", "info")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,22 +6,34 @@ from typing import Any
 
 from rich.console import Console
 
+from symboliclight import checkpoint
 from symboliclight.commands.models import add_model, token_progress
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
 from symboliclight.runner import load_weights
 
+DIALECTS = ("nir", "snntorch", "norse", "spikingjelly", "sinabs")
+
 
 def add(commands: Any) -> None:
     """Add the parser."""
-    p = commands.add_parser("export", help="convert a checkpoint for the torch-free runtime, ONNX or transformers")
+    p = commands.add_parser("export", help="convert a checkpoint for the torch-free runtime, ONNX, transformers or NIR")
     add_model(p)
     p.add_argument("--out", type=Path, metavar="PATH", required=True,
                    help="folder to write, of onnx a file; a model there is replaced")
     p.add_argument("--format", choices=FORMATS, default="runtime",
                    help="runtime: a folder for the torch-free runtime; onnx: one step in float32, its state as inputs "
-                        "and outputs; transformers: a folder for from_pretrained (default: runtime)")
+                        "and outputs; transformers: a folder for from_pretrained; nir: a folder of graphs for "
+                        "neuromorphic tools, with what they cannot hold as host nodes (default: runtime)")
+    p.add_argument("--target", choices=("hybrid", "decay-only"), default="hybrid",
+                   help="of --format nir: graphs and host nodes, or one graph without any, refused for a model that "
+                        "needs one (default: hybrid)")
+    p.add_argument("--dialect", choices=DIALECTS, default="nir",
+                   help="of --format nir: the package whose reader the graphs are for (default: nir, the format's own "
+                        "meaning)")
+    p.add_argument("--parts", metavar="NAMES",
+                   help="of --format nir: only these graphs, comma-separated, by name or kind, such as encoder or ffn")
     p.add_argument("--evaluation", metavar="FILE",
                    help="for the model card of --format transformers: what `symboliclight eval --out` wrote")
     p.add_argument("--precision", choices=PRECISIONS, default="int8",
@@ -29,7 +41,7 @@ def add(commands: Any) -> None:
                         "under int4 spike-fed matrices and the prior keep 8 bits (default: int8)")
     p.add_argument("--data", metavar="DIR",
                    help="token shards: also report perplexity, differing spikes and top-1 agreement beside float32, by "
-                        "domain, and write them to quality.json in the folder")
+                        "domain, and write them to quality.json in the folder; of nir: how often the clamp acts")
     p.add_argument("--json", action="store_true", help="print sizes in bytes as JSON")
     p.set_defaults(run=_run)
 
@@ -64,8 +76,43 @@ def _transformers(args: argparse.Namespace) -> None:
         print(f"{args.out}: {size / 1e6:.1f} MB, for AutoModelForCausalLM.from_pretrained")
 
 
+def _nir(args: argparse.Namespace) -> None:
+    from symboliclight.interop.nir import build, dialects, files
+
+    model, tokenizer = load_weights(args.model)
+    export = build.build(model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+    if args.target == "decay-only":
+        export = build.single(export)
+    if args.data:
+        _clamp_share(args, export)
+    if args.dialect != "nir" or args.parts:
+        export = dialects.rewrite(export, args.dialect, args.parts.split(",") if args.parts else None)
+    export.about["weights"] = files.digest(args.model)
+    size = files.write(args.out, export, tokenizer)
+    found = {"format": "nir", "bytes": size, "graphs": len(export.parts), "host_nodes": [h.name for h in export.hosts]}
+    if args.json:
+        print_json(found)
+        return
+    print(f"{args.out}: {len(export.parts)} graphs, {len(export.hosts)} host nodes, {size / 1e6:.1f} MB")
+    for kind in dict.fromkeys(h.kind for h in export.hosts):
+        print(f"  on the host, {kind}: {', '.join(h.name for h in export.hosts if h.kind == kind)}")
+
+
+def _clamp_share(args: argparse.Namespace, export: Any) -> None:
+    """Note in the manifest how often the membrane's lower bound acts on the test text of --data."""
+    from symboliclight.data.shards import Shards
+    from symboliclight.interop.nir.executor import clamp_share
+    from symboliclight.quality import windows_of
+    from symboliclight.tokenizer import Tokenizer
+
+    windows = windows_of(Shards.open(args.data), Tokenizer.load(checkpoint.locate(args.model)), "test", 256, 2048)
+    rows = [row for found in windows.values() for tokens, _ in found for row in tokens]
+    with token_progress("reading", sum(map(len, rows))) as advance:
+        export.about["clamp"] = clamp_share(export, rows, advance)
+
+
 def _runtime(args: argparse.Namespace) -> None:
-    from symboliclight import checkpoint, engine
+    from symboliclight import engine
 
     engine.export(args.model, args.out, args.precision)
     before = (checkpoint.locate(args.model) / checkpoint.MODEL).stat().st_size
@@ -100,4 +147,4 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-FORMATS = {"runtime": _runtime, "onnx": _onnx, "transformers": _transformers}
+FORMATS = {"runtime": _runtime, "onnx": _onnx, "transformers": _transformers, "nir": _nir}
