@@ -248,27 +248,39 @@ def single(export: Export) -> Export:
         raise InputError(f"no NIR node can hold {named}, so this model is not one graph; train with "
                          f"{', '.join(_REMEDY[kind] for kind in kinds)} (preset mini-neuro), or export with --target "
                          "hybrid")
-    parts: Any = rest
+    parts = [step for step in rest if isinstance(step, Part)]
     assert isinstance(table, Host)
-    nodes: dict[str, nir.NIRNode] = {"input": parts[0].nodes["input"]}
-    edges: list[tuple[str, str]] = []
+    whole = Part("model", {"input": parts[0].nodes["input"]}, [], {"input": "current"}, {})
     source = {"current": "input"}
+    wanted = {signal for part in parts for signal in part.reads.values()}
     for part in parts:
-        nodes |= {n: x for n, x in part.nodes.items() if not isinstance(x, nir.Input | nir.Output)}
-        names = {port: source[signal] for port, signal in part.reads.items()}
-        inner = [(names.get(a, a), b) for a, b in part.edges]
-        edges += [(a, b) for a, b in inner if b not in part.writes]
-        for port, signal in part.writes.items():
-            into = [a for a, b in inner if b == port]
-            source[signal] = into[0]
-            if signal == "logits" or len(into) > 1:
-                source[signal] = name = "output" if signal == "logits" else signal
-                junction = nir.Scale(np.ones(tuple(part.nodes[port].output_type["output"])))
-                nodes[name] = part.nodes[port] if signal == "logits" else junction
-                edges += [(a, name) for a in into]
-    whole = Part("model", nodes, edges, {"input": "current"}, {"output": "logits"})
+        _join(whole, part, source, wanted)
     sites = {name: Site("model", site.node) for name, site in export.sites.items()}
     return Export([table, whole], sites, export.about)
+
+
+def _join(whole: Part, part: Part, source: dict[str, str], wanted: set[str]) -> None:
+    """Add a part to `whole`; `source`: the node of `whole` that gives a signal; `wanted`: what any part reads.
+
+    What nobody reads, logits and the last block's spikes, becomes an Output.
+    """
+    whole.nodes |= {name: x for name, x in part.nodes.items() if not isinstance(x, nir.Input | nir.Output)}
+    names = {port: source[signal] for port, signal in part.reads.items()}
+    inner = [(names.get(a, a), b) for a, b in part.edges]
+    whole.edges += [(a, b) for a, b in inner if b not in part.writes]
+    for port, signal in part.writes.items():
+        into, end = [a for a, b in inner if b == port], part.nodes[port]
+        if signal not in wanted:
+            name = "output" if signal == "logits" else signal
+            whole.nodes[name], whole.writes[name] = end, signal
+        elif len(into) > 1:
+            name = signal
+            whole.nodes[name] = nir.Scale(np.ones(tuple(end.output_type["output"])))
+        else:
+            source[signal] = into[0]
+            continue
+        whole.edges += [(a, name) for a in into]
+        source[signal] = name
 
 
 _REMEDY = {
