@@ -20,6 +20,28 @@ struct Attention : Step {
         }
     }
 
+    // Keys and values of one head of one token: K floats, or K int8 and behind them the float that they stand in units of.
+    template <class Key>
+    int64_t length() const { return sizeof(Key) == 1 ? m.K + int64_t(sizeof(float)) : m.K; }
+
+    float unit(const float*) const { return 1; }
+    float unit(const int8_t* row) const {
+        float scale;
+        std::memcpy(&scale, row + m.K, sizeof scale);
+        return scale;
+    }
+
+    void shorten(const float* x, int8_t* row) const {
+        vfloat most{};
+        lanes(m.K, [&](int64_t i, auto l) { most = max(most, max(load(x + i, l), -load(x + i, l))); });
+        const float top = max(most), scale = top / 127, by = top > 1e-30f ? 127 / top : 0;
+        lanes(m.K, [&](int64_t i, auto l) {
+            vsmall small = __builtin_convertvector(nearest(load(x + i, l) * splat(by)), vsmall);
+            std::memcpy(row + i, &small, l);
+        });
+        std::memcpy(row + m.K, &scale, sizeof scale);
+    }
+
     // What the queries of a block see: keys, values, and the first and last query that may, counted from the block's first.
     struct Sight {
         const void **keys, **values;
@@ -46,15 +68,18 @@ struct Attention : Step {
                     for (int c = 0; c < C; ++c) found[r][c] = fma(x, key[c], found[r][c]);
                 }
             });
-            for (int r = 0; r < Q; ++r)
-                if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], s.score + r * s.room + j);
-                else s.score[r * s.room + j] = sum(found[r][0]);
+            for (int r = 0; r < Q; ++r) {
+                float* score = s.score + r * s.room + j;
+                if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], score);
+                else *score = sum(found[r][0]);
+                for (int c = 0; sizeof(Key) == 1 && c < C; ++c) score[c] *= unit((const Key*)s.keys[j + c]);
+            }
         };
         int64_t j = 0;
         for (; j + 4 <= s.count; j += 4) {
             for (int64_t next = j; Q == 1 && next < j + 4; ++next) {  // one query: they come from memory
-                fetch(s.keys, next + 16, s.count, m.K * sizeof(Key));
-                fetch(s.values, next, s.count, m.K * sizeof(Key));
+                fetch(s.keys, next + 16, s.count, length<Key>() * sizeof(Key));
+                fetch(s.values, next, s.count, length<Key>() * sizeof(Key));
             }
             some(j, Count<4>{});
         }
@@ -89,8 +114,9 @@ struct Attention : Step {
             for (int64_t j = 0; j < s.count; ++j) {
                 vfloat value[G];
                 for (int g = 0; g < G; ++g) value[g] = load((const Key*)s.values[j] + at + g * W, Full{});
+                const float by = unit((const Key*)s.values[j]);
                 for (int r = 0; r < Q; ++r)
-                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(s.score[r * s.room + j]), value[g], sum[r][g]);
+                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(by * s.score[r * s.room + j]), value[g], sum[r][g]);
             }
             for (int r = 0; r < Q; ++r)
                 for (int g = 0; g < G; ++g) store(out + r * m.D + at + g * W, sum[r][g], Full{});
@@ -103,8 +129,9 @@ struct Attention : Step {
     template <class Key, int Q>
     void attend(int64_t layer, int64_t n, int64_t h, float* out) const {
         const int64_t b = n / T, i = position(n), last = i + Q - 1, start = state.position[b], at = (b * m.L + layer) * m.H + h;
-        const Key *ring = (Key*)state.k + at * m.W * m.K, *ring_value = (Key*)state.value + at * m.W * m.K;
-        const Key *anchors = (Key*)state.anchor_k + at * m.A * m.K, *anchor_value = (Key*)state.anchor_v + at * m.A * m.K;
+        const int64_t size = length<Key>();
+        const Key *ring = (Key*)state.k + at * m.W * size, *ring_value = (Key*)state.value + at * m.W * size;
+        const Key *anchors = (Key*)state.anchor_k + at * m.A * size, *anchor_value = (Key*)state.anchor_v + at * m.A * size;
         const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
         const int64_t room = sight(m);
         Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
@@ -115,16 +142,16 @@ struct Attention : Step {
             s.count += open;
         };
         auto see_here = [&](int64_t j, int64_t from, int64_t to) {  // position j of this call
-            int64_t row = b * T + j - start, place = row * m.D + h * m.K;
+            int64_t row = b * T + j - start, place = (row * m.H + h) * size;
             see(w.gate[row], (Key*)w.key + place, (Key*)w.value + place, from, to);
         };
         for (int64_t a = 0; a < m.A && last - a > m.W; ++a) {
             if (a >= start) see_here(a, a + m.W + 1, last);
-            else see(anchor_gate[a], anchors + a * m.K, anchor_value + a * m.K, a + m.W + 1, last);
+            else see(anchor_gate[a], anchors + a * size, anchor_value + a * size, a + m.W + 1, last);
         }
         const int64_t first = i - m.W > 0 ? i - m.W : 0;
         for (int64_t j = first, slot = first % (m.W + !m.W); j < start; ++j) {
-            see(ring_gate[slot], ring + slot * m.K, ring_value + slot * m.K, j, j + m.W);
+            see(ring_gate[slot], ring + slot * size, ring_value + slot * size, j, j + m.W);
             if (++slot == m.W) slot = 0;
         }
         for (int64_t j = first > start ? first : start; j <= last; ++j) see_here(j, j, j + m.W);
@@ -135,7 +162,10 @@ struct Attention : Step {
         for (; done < m.K; ++done)
             for (int r = 0; r < Q; ++r) {
                 float sum = 0;
-                for (int64_t j = 0; j < s.count; ++j) sum += s.score[r * room + j] * load((const Key*)s.values[j] + done, 1)[0];
+                for (int64_t j = 0; j < s.count; ++j) {
+                    const Key* value = (const Key*)s.values[j];
+                    sum += unit(value) * s.score[r * room + j] * load(value + done, 1)[0];
+                }
                 out[r * m.D + done] = sum;
             }
         for (int r = 0; r < Q; ++r)
@@ -149,11 +179,10 @@ struct Attention : Step {
         for (int64_t n = first; m.attention && n < first + T; ++n) {
             rotate(w.q + n * m.D + column, w.turn + n * K);
             rotate(w.k + n * m.D + column, w.turn + n * K);
-            if constexpr (std::is_same_v<Key, bf16>)
-                lanes(K, [&](int64_t i, auto l) {
-                    store((Key*)w.key + n * m.D + column + i, load(w.k + n * m.D + column + i, l), l);
-                    store((Key*)w.value + n * m.D + column + i, load(w.v + n * m.D + column + i, l), l);
-                });
+            if constexpr (sizeof(Key) == 1) {
+                shorten(w.k + n * m.D + column, (Key*)w.key + (n * m.H + h) * length<Key>());
+                shorten(w.v + n * m.D + column, (Key*)w.value + (n * m.H + h) * length<Key>());
+            }
         }
         int64_t n = first;
         if (m.attention) {
@@ -179,17 +208,17 @@ struct Attention : Step {
     template <class Key>
     void keep(int64_t layer, int64_t b, int64_t h) const {
         const int64_t at = (b * m.L + layer) * m.H + h, start = state.position[b];
-        const size_t size = m.K * sizeof(Key);
+        const int64_t size = length<Key>(), bytes = size * sizeof(Key);
         for (int64_t t = 0; t < T; ++t) {
-            const int64_t j = start + t, row = (b * T + t) * m.D + h * m.K;
+            const int64_t j = start + t, row = ((b * T + t) * m.H + h) * size;
             if (j >= 0 && j < m.A) {
-                std::memcpy((Key*)state.anchor_k + (at * m.A + j) * m.K, (Key*)w.key + row, size);
-                std::memcpy((Key*)state.anchor_v + (at * m.A + j) * m.K, (Key*)w.value + row, size);
+                std::memcpy((Key*)state.anchor_k + (at * m.A + j) * size, (Key*)w.key + row, bytes);
+                std::memcpy((Key*)state.anchor_v + (at * m.A + j) * size, (Key*)w.value + row, bytes);
             }
             if (j < 0 || t + m.W < T) continue;
             if (m.W) {
-                std::memcpy((Key*)state.k + (at * m.W + j % m.W) * m.K, (Key*)w.key + row, size);
-                std::memcpy((Key*)state.value + (at * m.W + j % m.W) * m.K, (Key*)w.value + row, size);
+                std::memcpy((Key*)state.k + (at * m.W + j % m.W) * size, (Key*)w.key + row, bytes);
+                std::memcpy((Key*)state.value + (at * m.W + j % m.W) * size, (Key*)w.value + row, bytes);
             }
         }
     }

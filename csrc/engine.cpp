@@ -140,7 +140,7 @@ struct Pass : Head {
         }
         pool.sync();
         each(B * m.H, [&](int64_t item) {
-            if (m.short_keys) mix<bf16>(layer, item / m.H, item % m.H);
+            if (m.short_keys) mix<int8_t>(layer, item / m.H, item % m.H);
             else mix<float>(layer, item / m.H, item % m.H);
         });
         pool.sync();

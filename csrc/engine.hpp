@@ -71,11 +71,11 @@ constexpr int64_t QUERIES = 4;  // of neighbouring tokens, that attend together
 inline int64_t sight(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
 
 // The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W. Keys and values are
-// float, or bf16 under int8 and int4 (Model::short_keys).
+// K floats, or under int8 and int4 (Model::short_keys) K int8 and a float, the unit that they count in.
 struct State {
     int64_t* position;                  // (B,) of the next token
     float *v, *h;                       // (B, D), (B, L, D)
-    void *k, *value;                    // (B, L, H, W, K)
+    void *k, *value;                    // (B, L, H, W, K), rows of K + 4 bytes where they are short
     uint8_t* gate;                      // (B, L, W)
     void *anchor_k, *anchor_v;          // (B, L, H, A, K)
     uint8_t* anchor_gate;               // (B, L, A)
@@ -97,7 +97,7 @@ struct Operand {
 
 struct Scratch {
     float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
-    void *key, *value;                     // (N, D) k and v as the state keeps them
+    void *key, *value;                     // (N, H, K) k and v as the state keeps them
     float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
     uint8_t* gate;                         // (N,)
     Operand spikes, stream;                // inputs of the products of a phase

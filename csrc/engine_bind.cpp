@@ -136,8 +136,10 @@ class Engine {
         throw std::invalid_argument("unknown site " + site);
     }
 
-    void* of_keys(const Keys& array, int64_t size, const char* name) const {
-        if (int64_t(array.size()) != size * (m_.short_keys ? 2 : 4)) throw std::invalid_argument(std::string(name) + " has the wrong size");
+    int64_t key_bytes() const { return m_.short_keys ? m_.K + 4 : 4 * m_.K; }  // of one head of one token
+
+    void* of_keys(const Keys& array, int64_t tokens, const char* name) const {
+        if (int64_t(array.size()) != tokens * m_.H * key_bytes()) throw std::invalid_argument(std::string(name) + " has the wrong size");
         return array.data();
     }
 
@@ -154,9 +156,9 @@ class Engine {
         for (int64_t i = 0; i < B * T; ++i)
             if (tokens.data()[i] < 0 || tokens.data()[i] >= m_.V) throw std::invalid_argument("a token is outside the vocabulary");
         State state{of_size(position, B, "position"), of_size(v, B * m_.D, "v"), of_size(h, LB * D, "h"),
-                    of_keys(k, X * LB * m_.W * m_.D, "k"), of_keys(value, X * LB * m_.W * m_.D, "value"),
-                    of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, X * LB * m_.A * m_.D, "anchor_k"),
-                    of_keys(anchor_v, X * LB * m_.A * m_.D, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
+                    of_keys(k, X * LB * m_.W, "k"), of_keys(value, X * LB * m_.W, "value"),
+                    of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, X * LB * m_.A, "anchor_k"),
+                    of_keys(anchor_v, X * LB * m_.A, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
         Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr, {}, all ? 0 : std::max<int64_t>(top, 0)};
         if (logits) call.logits = of_size(*logits, (all ? B * T : B) * m_.V, "logits");
         if (encoder) call.taps.encoder = of_size(*encoder, B * T * m_.D, "encoder spikes");
@@ -212,12 +214,14 @@ class Engine {
 
     // Lays the arrays of a call out twice: first to find their size, then in memory.
     Scratch make_scratch(int64_t B, int64_t N) {
-        const int64_t width = up(std::max({m_.D, m_.F, m_.D / 4}), GROUP), seen = pool_.size() * sight(m_);
+        // Rows an odd number of cache lines apart: at a multiple of 4 KiB they would displace each other.
+        const int64_t width = up(std::max({m_.D, m_.F, m_.D / 4}), 128) + 64, seen = pool_.size() * sight(m_);
         Scratch w;
         for (int pass = 0; pass < 2; ++pass) {
             used_ = 0;
             for (float** to : {&w.c, &w.s, &w.y, &w.u, &w.q, &w.k, &w.v, &w.o}) *to = take<float>(N * m_.D);
-            w.key = m_.short_keys ? (void*)take<bf16>(N * m_.D) : w.k, w.value = m_.short_keys ? (void*)take<bf16>(N * m_.D) : w.v;
+            w.key = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.k;
+            w.value = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.v;
             w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
             w.gate = take<uint8_t>(N);
             for (Operand* x : {&w.spikes, &w.stream})

@@ -19,7 +19,6 @@ constexpr bool TILES = true;
 #else
 constexpr bool TILES = false;
 #endif
-typedef int8_t vsmall __attribute__((vector_size(W)));
 
 inline vint splat_int(int32_t x) { return x - vint{}; }
 
@@ -209,31 +208,44 @@ void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int
 }
 
 #if defined(__AMX_INT8__)
+// f(first block, Count<blocks at once>) over blocks [begin, end), BLOCKS at a time.
 template <Format format>
 void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
     constexpr bool bytes = format == Format::int8;
-    constexpr int64_t BLOCKS = bytes ? 4 : 2;
+    const bool few = bytes || 3 * N <= TILE_ROWS;  // the three parts of a few rows are rows of one tile
     const int64_t gap = padded(m.ins) * LANES * (bytes ? 1 : 2), steps = gap / TILE_BYTES;
-    alignas(64) int32_t sums[4 * 256];
-    Tiles tiles(bytes ? 5 : 7);
-    for (int64_t first = begin; first < end; first += BLOCKS) {
+    alignas(64) int32_t sums[6 * 256];
+    float* floats = (float*)sums;
+    Tiles tiles(few ? 5 : 7);
+    auto some = [&](int64_t first, auto blocks) {
+        constexpr int BLOCKS = decltype(blocks)::value;
         const uint8_t* w = (const uint8_t*)m.data + first * gap;
-        const int64_t blocks = end - first < BLOCKS ? end - first : BLOCKS;
         for (int64_t n = 0; n < N; n += TILE_ROWS) {
             const int64_t rows = N - n < TILE_ROWS ? N - n : TILE_ROWS;
-            tiles.rows(rows);
-            if constexpr (bytes) tile_bytes(w, gap, blocks, x.q + n * x.width, x.width, steps, sums);
-            else tile_floats(w, gap, blocks, x.parts + n * 3 * x.width, x.width, steps, (float*)sums);
-            for (int64_t b = 0; b < blocks; ++b)
+            tiles.rows(few && !bytes ? 3 * rows : rows);
+            if constexpr (bytes) tile_rows<int32_t, BLOCKS>(w, gap, (const char*)(x.q + n * x.width), x.width, steps, sums);
+            else if (few) tile_rows<float, BLOCKS>(w, gap, (const char*)(x.parts + n * 3 * x.width), 2 * x.width, steps, floats);
+            else tile_parts(w, gap, BLOCKS, x.parts + n * 3 * x.width, x.width, steps, floats);
+            for (int64_t b = 0; b < BLOCKS; ++b)
                 for (int64_t r = 0; r < rows; ++r) {
-                    vint a, low;
-                    std::memcpy(&a, sums + (bytes ? b : 2 * b) * 256 + r * 16, sizeof a);
-                    std::memcpy(&low, sums + (bytes ? b : 2 * b + 1) * 256 + r * 16, sizeof low);
-                    put(m, first + b, 0, bytes ? scaled(m, first + b, 0, x, n + r, a) : (vfloat)a + (vfloat)low,
-                        y + (n + r) * m.outs, add);
+                    float* to = y + (n + r) * m.outs;
+                    vint dots;
+                    vfloat part[3];
+                    if constexpr (bytes) {
+                        std::memcpy(&dots, sums + b * 256 + r * 16, sizeof dots);
+                        put(m, first + b, 0, scaled(m, first + b, 0, x, n + r, dots), to, add);
+                    } else {
+                        for (int p = 0; p < 3; ++p)
+                            part[p] = load(floats + (few ? b * 256 + (3 * r + p) * 16 : (3 * b + p) * 256 + r * 16), Full{});
+                        put(m, first + b, 0, part[0] + (part[1] + part[2]), to, add);
+                    }
                 }
         }
-    }
+    };
+    int64_t block = begin;
+    if (few) for (; block + 4 <= end; block += 4) some(block, Count<4>{});
+    for (; block + 2 <= end; block += 2) some(block, Count<2>{});
+    if (block < end) some(block, Count<1>{});
 }
 #endif
 

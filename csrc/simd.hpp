@@ -31,6 +31,7 @@ typedef float vfloat __attribute__((vector_size(4 * W)));
 typedef int32_t vint __attribute__((vector_size(4 * W)));
 typedef uint32_t vuint __attribute__((vector_size(4 * W)));
 typedef uint16_t vhalf __attribute__((vector_size(2 * W)));
+typedef int8_t vsmall __attribute__((vector_size(W)));
 
 using Full = std::integral_constant<int, W>;  // number of lanes where all of them are in use
 
@@ -81,6 +82,20 @@ inline vfloat load(const bf16* p, N n) {
     vhalf x{};
     std::memcpy(&x, p, sizeof(bf16) * n);
     return widen(x);
+}
+
+template <class N>
+inline vfloat load(const int8_t* p, N n) {
+    vsmall x{};
+    std::memcpy(&x, p, n);
+#if defined(__AVX512F__)  // the compiler would convert them one by one
+    vint wide = (vint)_mm512_cvtepi8_epi32((__m128i)x);
+#elif defined(__AVX2__)
+    vint wide = (vint)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x));
+#else
+    vint wide = __builtin_convertvector(x, vint);
+#endif
+    return __builtin_convertvector(wide, vfloat);
 }
 
 template <class N>

@@ -12,7 +12,7 @@ from symboliclight import checkpoint
 from symboliclight.config import ModelConfig, from_dict, load_json
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
-from symboliclight.engine.state import State, check, initial_state
+from symboliclight.engine.state import State, check, initial_state, key_bytes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
@@ -92,8 +92,8 @@ class Engine:
 
     @property
     def keys(self) -> Any:
-        """dtype of keys and values in a state: float32, or bfloat16 (as uint16) beside weights of 8 and 4 bits."""
-        return np.uint16 if self.precision in ("int8", "int4") else np.float32
+        """dtype of keys and values in a state: float32, or uint8 beside weights of 8 and 4 bits (`state.key_bytes`)."""
+        return np.uint8 if self.precision in ("int8", "int4") else np.float32
 
     def initial_state(self, batch_size: int, padding: np.ndarray | Sequence[int] | None = None) -> State:
         """The state before the first token; `padding` (B,) counts absent tokens on the left of each row."""
@@ -154,8 +154,8 @@ class Engine:
         seen["prior_up"], in_full = seen["head"], dict(active)
         if chosen:
             in_full["prior_up"] = active["head"]
-        read: dict[str, float] = {"attention": 2 * np.dtype(self.keys).itemsize * c.d_model * c.n_layers * share
-                                  * self.keys_read / tokens}
+        key = 2 * key_bytes(c, self.keys) * c.n_heads * c.n_layers
+        read: dict[str, float] = {"attention": key * share * self.keys_read / tokens}
         whole = dict(read)
         for m in self.weights.matrices:
             size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0

@@ -13,7 +13,7 @@ from symboliclight.engine.files import finite, map_tensors
 from symboliclight.errors import InputError
 
 MAX_POSITION = 1 << 40  # tokens
-KEYS = ("k", "value", "anchor_k", "anchor_v")  # arrays that may be float32 or bfloat16
+KEYS = ("k", "value", "anchor_k", "anchor_v")  # arrays that may be float32 or 8-bit
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class State:
     position: np.ndarray  # (B,) int64 of the next token
     v: np.ndarray  # (B, D) float32 membrane after reset, and so on in float32
     h: np.ndarray  # (B, L, D), empty without the decay path
-    k: np.ndarray  # (B, L, H, W, K) float32, or bfloat16 as uint16; this and what follows empty without attention
+    k: np.ndarray  # (B, L, H, W, K) float32, or uint8: see `key_bytes`; this and what follows empty without attention
     value: np.ndarray  # (B, L, H, W, K)
     gate: np.ndarray  # (B, L, W) uint8
     anchor_k: np.ndarray  # (B, L, H, A, K)
@@ -95,15 +95,26 @@ class State:
         arrays, _ = map_tensors(Path(path))
         check(arrays, config, str(path), arrays["k"].dtype if "k" in arrays else np.float32)
         for name, array in arrays.items():
-            if array.dtype in (np.float32, np.uint16) and not finite(array):
+            if name in KEYS and array.dtype == np.uint8:
+                array = array[..., config.head_dim :].copy().view(np.float32)
+            if array.dtype == np.float32 and not finite(array):
                 raise InputError(f"{path}: {name} is not finite; use another state")
         return State(**{name: array.copy() for name, array in arrays.items()})
+
+
+def key_bytes(c: ModelConfig, keys: Any) -> int:
+    """Bytes of the key, or the value, of one head of one token.
+
+    K float32, or (`keys` is uint8) K int8 and behind them a float32: the unit that they count in.
+    """
+    return c.head_dim + 4 if keys == np.uint8 else 4 * c.head_dim
 
 
 def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Name -> shape behind B, and dtype, of every array; `keys` is the dtype of keys and values."""
     decay, attention = c.n_layers * (c.paths != "attention"), c.n_layers * (c.paths != "decay")
-    ring, anchors = ((attention, c.n_heads, n, c.head_dim) for n in (c.window, c.n_anchors))
+    row = key_bytes(c, keys) // np.dtype(keys).itemsize
+    ring, anchors = ((attention, c.n_heads, n, row) for n in (c.window, c.n_anchors))
     return {
         "position": ((), np.int64), "v": ((c.d_model,), np.float32), "h": ((decay, c.d_model), np.float32),
         "k": (ring, keys), "value": (ring, keys), "gate": ((attention, c.window), np.uint8),
@@ -114,7 +125,7 @@ def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int,
 def check(arrays: dict[str, np.ndarray], config: ModelConfig, where: str, keys: Any = np.float32,
           rows: int | None = None) -> None:
     """Raise `InputError` unless `arrays` may be given to the engine: names, shapes, dtypes, sane positions, `rows`."""
-    if keys not in (np.float32, np.uint16):
+    if keys not in (np.float32, np.uint8):
         raise InputError(f"{where} is not the state of a model; use a file that State.save wrote")
     expected = shapes(config, keys)
     position = arrays.get("position", np.zeros(()))
