@@ -33,12 +33,25 @@ group = "ablation"
 model = {{ ffn = "gelu" }}
 tokens = [320, 640]
 seeds = 1
-lr = [1e-3, 3e-3]
+lr = 3e-3
+
+[[runs]]
+label = "v1"
+group = "sweep"
+tokens = [320, 640]
+seeds = 7
+lr = [1e-3, 2e-3]
 """
 
 
+@pytest.fixture(scope="session")
+def small_study(small_tokenizer):
+    """The text of the study file."""
+    return STUDY.format(vocab_size=small_tokenizer.vocab_size)
+
+
 @pytest.fixture
-def study_file(tmp_path, small_tokenizer):
+def study_file(tmp_path, small_study):
     path = tmp_path / "study.toml"
-    path.write_text(STUDY.format(vocab_size=small_tokenizer.vocab_size))
+    path.write_text(small_study)
     return path

@@ -16,6 +16,11 @@ RESULTS; a file that is there, from whatever machine, is not run again. Ctrl-C, 
 same command goes on. Several processes may work on one study in the same folders: each takes runs that no other has.
 """
 
+_REPORT = """
+Write tables and figures of the runs that have results: means with standard deviations, paired differences with 95%
+intervals, verdicts on published orderings. Runs that are missing are listed as missing.
+"""
+
 
 def add(commands: Any) -> None:
     """Add the parsers."""
@@ -23,21 +28,26 @@ def add(commands: Any) -> None:
     actions = top.add_subparsers(metavar="ACTION", required=True)
     run = actions.add_parser("run", help="run what is missing", description=_RUN)
     status = actions.add_parser("status", help="what is done, running and missing, and the time left")
-    for parser in (run, status):
+    report = actions.add_parser("report", help="tables and figures of what is done", description=_REPORT)
+    for parser in (run, status, report):
         parser.add_argument("file", metavar="FILE", help="the study, e.g. studies/v1.toml")
         parser.add_argument("--results", required=True, metavar="DIR", help="folder of result files, one JSON a run")
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    for parser in (run, status):
         parser.add_argument("--work", required=parser is run, metavar="DIR",
                             help="folder for data, checkpoints and locks" + " (to see what is running)" *
                             (parser is status))
         parser.add_argument("--only", nargs="+", default=[], metavar="NAME",
                             help="groups or labels to take (default: all)")
         parser.add_argument("--tokens", type=int, metavar="N", help="take only runs of this budget (default: all)")
-        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     data = run.add_mutually_exclusive_group()
     data.add_argument("--corpus", metavar="FOLDER",
                       help="texts: a file or a subfolder for each domain; read once, into WORK/data")
     data.add_argument("--data", metavar="SHARDS", help="token shards that are ready, instead of --corpus")
+    report.add_argument("--out", required=True, metavar="DIR",
+                        help="folder for report.md, report.html, report.json and the figures")
     run.set_defaults(run=_run)
+    report.set_defaults(run=_report)
     status.set_defaults(run=_status)
 
 
@@ -48,7 +58,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         raise InputError(f"study needs the training extra ({error.name} is missing): "
                          "pip install 'symboliclight[train]'") from error
     study = read_study(args.file)
-    return study, choose(study, args.only, args.tokens)
+    return study, choose(study, getattr(args, "only", ()), getattr(args, "tokens", None))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -120,3 +130,23 @@ def _status(args: argparse.Namespace) -> None:
                 [(*key, *row.values()) for key, row in rows.items()])
     print("time left: unknown until a run is done" if left is None
           else f"time left for one process: {left / 3600:.1f} hours")
+
+
+def _report(args: argparse.Namespace) -> None:
+    study, _ = _load(args)
+    try:
+        from symboliclight.study.report import write_report
+        from symboliclight.study.results import Results
+    except ImportError as error:
+        raise InputError(f"study report needs {error.name}: pip install 'symboliclight[train]'") from error
+
+    body = write_report(study, Results(args.results), Path(args.out))
+    if args.json:
+        print_json(body)
+        return
+    main = body["tables"].get("main")
+    if main:
+        print_table(main["head"], main["rows"])
+    runs = body["runs"]
+    print(f"{runs['done']} runs measured, {runs['diverged']} diverged, {runs['missing']} missing; "
+          f"{Path(args.out) / 'report.html'} has all tables and figures")

@@ -1,9 +1,12 @@
 """The study file: TOML -> the runs that it lists, in its order.
 
-    [study]    name, description, vocab_size
+    [study]    name, description, vocab_size, reference: the label that a report compares others with (default: the
+               first)
     [base]     fields common to all runs: preset, model, data, train and the shares below
     [[runs]]   label, group, seeds, tokens, lr, and changes to the base; generate = true: texts are written and measured
+    [[claims]] better, worse: labels; published: the figures behind that ordering, as text
 
+The groups sweep, warmup, main, ablation and sparsity have their places in a report.
 seeds, tokens and lr may be lists: the entry stands for all combinations, tokens outermost, seeds innermost. Derived
 from a run's budget unless `train` says otherwise: warmup_steps = warmup_share of the steps, min_lr = min_lr_share of
 lr, `validations` measurements and at most `points` lines of the training log.
@@ -15,7 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_STUDY = {"name", "description", "vocab_size"}
+_STUDY = {"name", "description", "vocab_size", "reference"}
+_CLAIM = {"better", "worse", "published"}
 _COMMON = {"preset", "model", "data", "train", "lr", "warmup_share", "min_lr_share", "validations", "points"}
 _ENTRY = {"label", "group", "seeds", "tokens", "generate"} | _COMMON
 _DEFAULTS = {"warmup_share": 0.05, "min_lr_share": 0.05, "validations": 5, "points": 100}
 _SAVE_EVERY = 250  # steps
+SWEEPS = ("sweep", "warmup")  # groups that choose a recipe: their runs are no evidence about models
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A published ordering of two models, by their labels."""
+
+    better: str
+    worse: str
+    published: str
+
+
+@dataclass(frozen=True)
 class Study:
     """A study file as read."""
 
@@ -72,6 +86,8 @@ class Study:
     description: str
     vocab_size: int
     runs: tuple[Run, ...]
+    reference: str
+    claims: tuple[Claim, ...] = ()
 
 
 def identity(config: RunConfig, data_hash: str) -> str:
@@ -101,7 +117,7 @@ def read_study(path: str | Path) -> Study:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
-    _known(body, {"study", "base", "runs"}, str(path))
+    _known(body, {"study", "base", "runs", "claims"}, str(path))
     about, base = _table(body, "study", str(path)), _table(body, "base", str(path))
     _known(about, _STUDY, f"{path} [study]")
     _known(base, _COMMON, f"{path} [base]")
@@ -115,8 +131,19 @@ def read_study(path: str | Path) -> Study:
         _known(entry, _ENTRY, where)
         runs += _expand(base, entry, vocab_size, where)
     _refuse_doubles(runs, path)
+    reference = about.get("reference", runs[0].label)
+    claims = [_claim(claim, f"{path} claim {number}") for number, claim in enumerate(body.get("claims", []), 1)]
+    labels = {run.label for run in runs}
+    for label in (reference, *(x for claim in claims for x in (claim.better, claim.worse))):
+        if label not in labels:
+            raise InputError(f"{path} compares with {label!r}, but no run has that label")
     return Study(path, _typed(about, "name", str, f"{path} [study]"), str(about.get("description", "")), vocab_size,
-                 tuple(runs))
+                 tuple(runs), reference, tuple(claims))
+
+
+def _claim(values: Any, where: str) -> Claim:
+    _known(values, _CLAIM, where)
+    return Claim(*(_typed(values, name, str, where) for name in ("better", "worse", "published")))
 
 
 def choose(study: Study, only: Sequence[str] = (), tokens: int | None = None) -> list[Run]:
@@ -171,12 +198,14 @@ def _config(common: dict[str, Any], vocab_size: int, tokens: int, lr: float, see
 
 
 def _refuse_doubles(runs: list[Run], path: Path) -> None:
-    seen: dict[str, Run] = {}
+    """One run stands once; outside the sweeps, a label is one model at one rate."""
+    seen: dict[Any, Run] = {}
     for run in runs:
-        other = seen.setdefault(run.identity(""), run)
-        if other is not run:
-            raise InputError(f"{path} lists one run twice, as {other.group}/{other.name} and {run.group}/{run.name}; "
-                             "remove one of them")
+        for key in (run.identity(""), *([(run.label, run.tokens, run.seed)] if run.group not in SWEEPS else [])):
+            other = seen.setdefault(key, run)
+            if other is not run:
+                raise InputError(f"{path} lists one run twice, as {other.group}/{other.name} and "
+                                 f"{run.group}/{run.name}; remove one of them, or give it a label of its own")
 
 
 def _known(values: Any, names: set[str], where: str) -> None:
@@ -211,3 +240,9 @@ def _list(values: dict[str, Any], name: str, where: str) -> list[Any]:
 def describe(config: RunConfig) -> dict[str, Any]:
     """The configuration as it is written into a result."""
     return to_dict(without_place(config))
+
+
+def changes(config: RunConfig, reference: RunConfig) -> dict[str, Any]:
+    """Fields of the model, and rate_weight, in which `config` differs from `reference`."""
+    ours, theirs = ({**asdict(c.model), "rate_weight": c.train.rate_weight} for c in (config, reference))
+    return {name: value for name, value in ours.items() if value != theirs[name]}
