@@ -99,7 +99,7 @@ def summary(run: Any) -> dict[str, Any]:
         **{name: sum(getattr(work, name) for work in run.work) for name in COUNTS},
         "rates": {site: float(s.mean()) for site, s in run.spikes.items()},
         "clamp_active_share": sum(work.clamped for work in run.work) / encoder,
-        "margin": min(run.margin.values()), "margins": run.margin,
+        "margin": run.margin, "margins": {site: float(found.min()) for site, found in run.margins.items()},
     }
 
 
@@ -112,6 +112,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     for r in rows:
         for name, found in r.get("differ", {}).items():
             where = found.get("first")
-            first = "" if where is None else f", first at token {where['token']}, {where['site']} unit {where['unit']}"
+            first = "" if where is None else (f", first at token {where['token']}, {where['site']} unit "
+                                              f"{where['unit']}, {where['margin']:.1e} from its threshold")
             print(f"{r['text']}: {found['spikes']:,} of {r['decisions']:,} spike decisions differ from the torch model "
                   f"in {name}{first}")

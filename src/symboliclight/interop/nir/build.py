@@ -10,7 +10,6 @@ matrices and thresholds float32.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import nir
 import numpy as np

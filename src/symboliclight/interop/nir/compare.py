@@ -52,8 +52,8 @@ def torch_run(model: nn.Module, tokens: Sequence[int]) -> tuple[np.ndarray, dict
 def differences(run: Run, model: nn.Module, tokens: Sequence[int]) -> dict[str, Any]:
     """Spikes that differ from the torch model's, in all and by site, in float64 and float32; logits beside them.
 
-    `first` names where the float32 model first differs: the earliest token, there the first site. Its cause is a sum
-    within rounding of the threshold; what follows depends on it.
+    `first` is where a model first differs: the earliest token, there the first site, and the distance of that site's
+    nearest membrane to its threshold. Its cause is a sum within rounding of the threshold; what follows depends on it.
     """
     found: dict[str, Any] = {}
     for name, one in (("float64", widened(model)), ("float32", model)):
@@ -67,5 +67,6 @@ def differences(run: Run, model: nn.Module, tokens: Sequence[int]) -> dict[str, 
         places = [(int(np.argwhere(d)[0, 0]), at, site) for at, (site, d) in enumerate(differ.items()) if d.any()]
         if places:
             token, _, site = min(places)
-            found[name]["first"] = {"token": token, "site": site, "unit": int(np.flatnonzero(differ[site][token])[0])}
+            found[name]["first"] = {"token": token, "site": site, "unit": int(np.flatnonzero(differ[site][token])[0]),
+                                    "margin": float(run.margins[site][token])}
     return found

@@ -43,12 +43,18 @@ class Work:
 
 @dataclass
 class Run:
-    """What a text gave: logits (T, V), spikes (T, units) bool and smallest |v - θ| by site, work by step."""
+    """What a text gave: logits (T, V); by site spikes (T, units) bool and |v - θ| of the unit nearest to its threshold,
+    (T,); work by step."""
 
     logits: np.ndarray
     spikes: dict[str, np.ndarray]
-    margin: dict[str, float]
+    margins: dict[str, np.ndarray]
     work: list[Work]
+
+    @property
+    def margin(self) -> float:
+        """The smallest distance of any membrane to its threshold."""
+        return min(float(found.min()) for found in self.margins.values())
 
 
 class Executor:
@@ -108,15 +114,17 @@ class Executor:
         self.reset()
         logits, work = [], []
         spikes: dict[str, list[np.ndarray]] = {name: [] for name in self.export.sites}
+        margins: dict[str, list[float]] = {name: [] for name in self.export.sites}
         for token in tokens:
             signals, cost = self.step(int(token))
             logits.append(signals["logits"])
             work.append(cost)
-            for name, rows in spikes.items():
-                rows.append(signals[f"site.{name}"])
+            for name, site in self.export.sites.items():
+                spikes[name].append(signals[f"site.{name}"])
+                margins[name].append(self.graph(site.part).margin[site.node])
             advance(1)
-        margin = {name: self.graph(site.part).margin[site.node] for name, site in self.export.sites.items()}
-        return Run(np.stack(logits), {name: np.stack(rows) for name, rows in spikes.items()}, margin, work)
+        return Run(np.stack(logits), {name: np.stack(rows) for name, rows in spikes.items()},
+                   {name: np.array(found) for name, found in margins.items()}, work)
 
 
 def clamp_share(export: Export, texts: Sequence[Sequence[int]],
@@ -211,7 +219,7 @@ class Graph:
         return step
 
     def _fire(self, name: str, v: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        self.margin[name] = min(self.margin.get(name, np.inf), float(np.abs(v - theta).min()))
+        self.margin[name] = float(np.abs(v - theta).min())
         return v >= theta
 
 
