@@ -1,7 +1,8 @@
 """Fill the tables of README.md and docs/*.md from results/*.json; `--check` only says whether they agree.
 
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand. A word after the
-name chooses one of several tables: `parts` of a benchmark, or those of `symboliclight.energy.tables`.
+name chooses one of several tables: `parts` of a benchmark, or one of `energy.tables`,
+`interop.hardware_tables` or `interop.nir.tables`.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 from symboliclight.energy import tables
+from symboliclight.interop import hardware_tables
+from symboliclight.interop.nir import tables as nir_tables
 from symboliclight.report import comparison_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +26,10 @@ def table(path: str, view: str | None) -> str:
     head: tuple[str, ...]
     if view and "break_even" in result:
         head, rows = tables.TABLES[view](result)
+    elif view and "targets" in result:
+        head, rows = hardware_tables.TABLES[view](result)
+    elif view and ("texts" in result or "readers" in result):
+        head, rows = nir_tables.TABLES[view](result)
     elif view == "parts":
         head = ("model", "part", "seconds a step", "bound by", "floor, s", "times the floor")
         rows = [(model, p["part"], f"{p['seconds']:.3f}", p["bound"] if p["floor_s"] else "", f"{p['floor_s']:.3f}",

@@ -110,7 +110,7 @@ def _print(found: dict[str, Any]) -> None:
 def _value(limit: dict[str, Any]) -> str:
     value = limit["value"]
     values = value if isinstance(value, list) else [] if value is None else [value]
-    shown = ", ".join(f"{v:,}" for v in values) or "unknown"
+    shown = ", ".join(v if isinstance(v, str) else f"{v:,}" for v in values) or "unknown"
     return f"{shown} ({limit['note']})" if limit["note"] else shown
 
 

@@ -126,7 +126,7 @@ def fit(config: ModelConfig, target: Target) -> dict[str, Any]:
             "cores": cores, "chips": -(-cores // per_chip), "neurons": sum(p.neurons for p in placed if p.fits),
             "synapses": sum(p.synapses for p in placed if p.fits), "fit": sum(p.fits for p in placed),
             "matrices": len(placed), "share_of_weights": _share(parts, placed),
-            "turns": len(placed), "readout": target.readout,
+            "turns": len(placed), "readout": target.readout[0],
         },
     }
 
@@ -175,6 +175,7 @@ def limits(target: Target) -> dict[str, Any]:
         if isinstance(value, Limit):
             found[name] = {"value": value.value, "source": SOURCES[value.source] if value.source else None,
                            "note": value.note}
+    found["readout"] = {"value": target.readout[0] or "none", "source": SOURCES[target.readout[1]], "note": ""}
     if target.kernels:
         source = SOURCES["sinabs-memory"]
         found["weight entries by core"] = {"value": list(target.kernels), "source": source, "note": ""}

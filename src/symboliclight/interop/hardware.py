@@ -53,7 +53,7 @@ class Target:
     leak: bool  # whether a neuron can keep a constant fraction of its state a step: LIF, decay memory
     graded: bool  # whether events can carry a value, so that a matrix may read continuous inputs
     elsewhere: str  # where what the chip's neurons cannot do is computed
-    readout: str  # how the sum of a neuron that does not spike leaves; empty: it cannot
+    readout: tuple[str, str]  # how the sum of a neuron that does not spike leaves (empty: it cannot), and the source
     join: bool = False  # neurons may be joined for a larger fan-in
     rows_per_input: int = 1  # synapse rows that one signed input takes
     kernels: tuple[int, ...] = ()  # entries of weight memory of each core, where they differ
@@ -66,26 +66,26 @@ TARGETS = {t.name: t for t in (
            memory=Limit(192 * KI, "intel-2021", "shared by weights, states, routing and microcode"),
            fan_in=Limit(None, note="bounded by memory; no figure is published"),
            weight_bits=Limit(8, "lava"), levels=127, state_bits=Limit(24, "lava-lif"), scale="core", leak=True,
-           graded=True, elsewhere="host", readout="graded events"),
+           graded=True, elsewhere="host", readout=("graded events", "intel-2021")),
     Target("brainscales2", "BrainScaleS-2", cores=Limit(1, "pehle-2022", "a chip is one array"),
            neurons=Limit(512, "pehle-2022", "analogue circuits"), memory=Limit(None, note="131,072 synapse circuits"),
            fan_in=Limit(256, "pehle-2022", "synapses a circuit; circuits can be joined"),
            weight_bits=Limit(6, "pehle-2022", "unsigned; the sign belongs to the row"), levels=63,
            state_bits=Limit(None, note="analogue"), scale="matrix", leak=True, graded=False, elsewhere="host",
-           readout="converters of 8 bits at every column", join=True, rows_per_input=2),
+           readout=("converters of 8 bits at every column", "pehle-2022"), join=True, rows_per_input=2),
     Target("spinnaker2", "SpiNNaker2", cores=Limit(152, "gonzalez-2024"),
            neurons=Limit(None, note="software; bounded by memory"),
            memory=Limit(128 * KI, "hoeppner-2021", "shared by program, weights and states"),
            fan_in=Limit(None, note="software; bounded by memory"),
            weight_bits=Limit(8, "hoeppner-2021", "operands of the multiply-accumulate array"), levels=127,
            state_bits=Limit(32, "hoeppner-2021", "words of its Arm cores"), scale="channel", leak=True, graded=True,
-           elsewhere="its Arm cores, or host", readout="packets with a payload"),
+           elsewhere="its Arm cores, or host", readout=("packets with a payload", "gonzalez-2024")),
     Target("speck", "SynSense Speck", cores=Limit(9, "sinabs-overview"),
            neurons=Limit(None, note="neuron memory of each core differs"),
            memory=Limit(None, note="weight memory of each core differs"),
            fan_in=Limit(1024, "sinabs-overview", "input channels of a 1x1 convolution"),
            weight_bits=Limit(8, "sinabs-overview"), levels=127, state_bits=Limit(16, "sinabs-overview"), scale="core",
-           leak=False, graded=False, elsewhere="host", readout="",
+           leak=False, graded=False, elsewhere="host", readout=("", "sinabs-overview"),
            kernels=tuple(n * KI for n in (16, 16, 16, 32, 32, 64, 64, 16, 16)),  # sinabs-memory
            states=tuple(n * KI for n in (64, 64, 64, 32, 32, 16, 16, 16, 16)),  # sinabs-memory
            fan_out=Limit(2, "sinabs-overview")),

@@ -40,10 +40,13 @@ def summary_table(result: dict[str, Any]) -> Table:
 
 def precision_table(result: dict[str, Any]) -> Table:
     """Perplexity with the mapped matrices at the precision of each target."""
-    rows: list[tuple[str, ...]] = [
-        (r["weights"], str(r["bits"]), str(r["matrices"]), f"{r['perplexity']:.3f}", f"{r['change']:+.3%}")
-        for r in result["perplexity"]["rows"]]
-    return ("weights of mapped matrices", "bits", "matrices", "perplexity", "change"), rows
+    whole = result["perplexity"]["rows"]
+    rows: list[tuple[str, ...]] = []
+    for r in whole:
+        each = [r["domains"][d] / exact - 1 for d, exact in whole[0]["domains"].items()]
+        rows.append((r["weights"], str(r["bits"]), str(r["matrices"]), f"{r['perplexity']:.3f}", f"{r['change']:+.3%}",
+                     f"{min(each):+.3%} to {max(each):+.3%}"))
+    return ("weights of mapped matrices", "bits", "matrices", "perplexity", "change", "change by domain"), rows
 
 
 TABLES = {"summary": summary_table, "precision": precision_table}
