@@ -14,7 +14,7 @@ from typing import Any
 from symboliclight.atomic import write_atomic
 from symboliclight.errors import InputError
 from symboliclight.report import STYLE
-from symboliclight.study import silence, tables
+from symboliclight.study import silence, tables, writing
 from symboliclight.study.figures import figures
 from symboliclight.study.plan import Study
 from symboliclight.study.results import Results
@@ -84,6 +84,7 @@ def compose(e: Evidence, drawn: dict[str, str]) -> list[Section]:
         ("What sparsity costs", [
             silence.sparsity_cost(e) if e.labels("sparsity") else "",
             figure("sparsity", "Perplexity against bytes read a token; the line joins the weights of the rate term.")]),
+        ("The texts they write", [writing.variety(e), writing.against(e), *_samples(e)]),
         ("Operations and energy", list(silence.operations(e))),
         ("The sweep", [tables.sweep(e), tables.sweep(e, "warmup")]),
         ("How it was measured", [_protocol(e)]),
@@ -102,6 +103,22 @@ def _state(e: Evidence) -> str:
     text = f"{len(e.found)} of {total} runs are measured"
     text += f", {len(e.diverged)} diverged" if e.diverged else ""
     return text + (f"; {len(e.missing)} are missing:" if e.missing else ".")
+
+
+def _samples(e: Evidence) -> list[Part]:
+    """The first sample of each model that writes, in each language, at its largest budget."""
+    parts: list[Part] = []
+    for label in dict.fromkeys(run.label for run in e.study.runs if run.generate):
+        written = [body for tokens in reversed(e.budgets(label)) for _, body in e.of(label, tokens)
+                   if "generation" in body]
+        samples = [s for s in written[0]["generation"]["samples"] if s["rule"] == "top-k"] if written else []
+        parts += [f"{label}, seed {written[0]['seed']}, {tables.million(written[0]['tokens'])} tokens: "
+                  f"“{_line(s['prompt'])}” goes on: “{_line(s['text'])}”" for s in samples]
+    return parts
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def commits(e: Evidence) -> list[str]:

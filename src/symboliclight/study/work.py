@@ -27,10 +27,12 @@ from symboliclight.data.readers import find_files
 from symboliclight.data.sample import balanced_sample
 from symboliclight.data.shards import Shards, build_shards
 from symboliclight.errors import Diverged, InputError
+from symboliclight.model import load
 from symboliclight.provenance import commit, machine
 from symboliclight.study.measure import curves, measure
 from symboliclight.study.plan import Run, Study, describe
 from symboliclight.study.results import Results
+from symboliclight.study.texts import write_texts
 from symboliclight.tokenizer import Tokenizer
 from symboliclight.tokenizer import train as train_tokenizer
 from symboliclight.train import train
@@ -88,6 +90,8 @@ def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, resu
          on_run: Callable[[Run, dict[str, Any]], None] = lambda run, body: None) -> Outcome:
     """Run what is missing of `chosen`, in order; `on_run` is told each finished run and its result.
 
+    A result that lacks the texts it should have gets them, if its final weights are in this folder.
+
     Raises `InputError` if the data do not fit the study, or as `train` does; a run whose loss diverges is a result.
     """
     if shards.vocab_size != study.vocab_size:
@@ -99,23 +103,33 @@ def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, resu
     for run in chosen:
         name = run.identity(data_hash(shards))
         results.refresh()
-        if results.get(run) is not None:
+        directory = folder / "runs" / name
+        if (old := results.get(run)) is not None and not _silent(run, old, directory):
             outcome.present.append(run.name)
             continue
         with locked(folder / "locks" / name) as mine:
             results.refresh()  # another process may have finished it between the look and the lock
-            if not mine or results.get(run) is not None:
+            old = results.get(run)
+            if not mine or (old is not None and not _silent(run, old, directory)):
                 (outcome.present if mine else outcome.locked).append(run.name)
                 continue
-            body = _perform(run, shards, folder / "runs" / name, where)
+            body = old or _perform(run, shards, directory, where)
             if body is None:
                 outcome.interrupted = run.name
                 return outcome
+            if _silent(run, body, directory):
+                model, _ = load(directory)
+                body = {**body, "generation": {"commit": where["commit"], **write_texts(model, shards, run.seed)}}
             results.put(run, body)
-            slim(folder / "runs" / name)
+            slim(directory)
         outcome.done.append(run.name)
         on_run(run, body)
     return outcome
+
+
+def _silent(run: Run, body: dict[str, Any], directory: Path) -> bool:
+    """Whether the run should have written texts, has not, and its final weights are here to do it with."""
+    return run.generate and "generation" not in body and "diverged" not in body and finished(directory)
 
 
 def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any]) -> dict[str, Any] | None:
