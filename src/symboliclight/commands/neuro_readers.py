@@ -48,7 +48,8 @@ def _run(args: argparse.Namespace) -> None:
                     refused.append({"reader": reader, "part": name, "reason": str(error)})
                 advance(1)
     result = {"model": to_dict(model.config), "weights": files.digest(args.model), "versions": versions,
-              "texts": {name: len(tokens) for name, tokens in texts.items()}, "readers": rows, "refused": refused}
+              "tokens": {name: len(tokens) for name, tokens in texts.items()}, "readers": rows, "refused": refused,
+              "unclamped": readers.unclamped(export, found)}
     if args.out is not None:
         write_result(args.out, result)
     if args.json:
@@ -61,6 +62,8 @@ def _print(result: dict[str, Any]) -> None:
     print_table(["reader", "node", "held as", "values", "spikes", "differ", "as loaded", "at the boundary"],
                 [[r["reader"], r["node"], r["held_as"], r["values"], r.get("spikes", ""), r.get("differ", ""),
                   r.get("as_loaded", ""), r.get("boundary", "")] for r in result["readers"]])
+    print("{differ:,} of {values:,} encoder spikes are not the model's in any graph, which has no clamp"
+          .format_map(result["unclamped"]))
     for name, version in result["versions"].items():
         if version is None:
             print(f"{name} is not installed")

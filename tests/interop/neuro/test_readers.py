@@ -67,6 +67,14 @@ def test_sinabs_holds_the_integrators(exports, inputs, tmp_path):
     assert row["held_as"] == "LI" and row["largest_difference"] < 1e-5 < np.abs(exact).max()
 
 
+def test_what_the_missing_clamp_changes_is_counted(exports, texts):
+    found = [readers.signals(exports["v1"], tokens) for tokens in texts.values()]
+    count = readers.unclamped(exports["v1"], found)
+    assert count["values"] == 2 * 520 * 32 and 0 < count["differ"] < count["values"] / 4
+    free = [readers.signals(exports["decay-only"], texts["en_fiction"][:100])]
+    assert readers.unclamped(exports["decay-only"], free)["differ"] == 0
+
+
 def test_the_command_writes_what_the_page_shows(trained, small_tokenizer, tmp_path, capsys):
     pytest.importorskip("sinabs")
     checkpoint.save(tmp_path / "model", trained["v1"].config, trained["v1"].state_dict(), small_tokenizer)

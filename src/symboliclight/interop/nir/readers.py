@@ -139,8 +139,15 @@ def signals(export: Export, tokens: Sequence[int]) -> dict[str, np.ndarray]:
     """What each signal of the model is over a text: (T, width), spikes as 0 and 1, in float32."""
     executor = Executor(export)
     rows = [executor.step(int(token))[0] for token in tokens]
-    names = {signal for part in export.parts.values() for signal in part.reads.values()}
+    names = {"spikes"} | {signal for part in export.parts.values() for signal in part.reads.values()}
     return {name: np.stack([row[name] for row in rows]).astype(np.float32) for name in names}
+
+
+def unclamped(export: Export, texts: Sequence[dict[str, np.ndarray]]) -> dict[str, int]:
+    """Encoder spikes of the file, whose LIF has no lower bound, that are not the model's, over the signals of texts."""
+    part = export.parts["encoder"]
+    exact = [reference(part, one["current"])["encoder.lif"] != one["spikes"].astype(bool) for one in texts]
+    return {"differ": sum(int(x.sum()) for x in exact), "values": sum(x.size for x in exact)}
 
 
 def compare_part(reader: str, export: Export, name: str, x: np.ndarray, folder: Path) -> list[dict[str, Any]]:

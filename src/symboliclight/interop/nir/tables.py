@@ -36,6 +36,9 @@ def support_table(result: dict[str, Any]) -> Table:
     for row in result["readers"]:
         kinds.setdefault((row["reader"], row["kind"]), []).append(row)
     rows = [_row(result["versions"][reader], reader, kind, found) for (reader, kind), found in kinds.items()]
+    free = result["unclamped"]
+    rows.append(("any", "LIF beside the model", "LIF", f"{free['values']:,}", f"{free['differ']:,}", "", "", "",
+                 "NIR's LIF has no lower bound: what the model's clamp would have changed"))
     return head, rows
 
 
