@@ -93,6 +93,16 @@ def test_spikingjelly_counts_the_same(small_config):
     assert macs.get_total() == round(T * (sum(c.macs for c in linear.values()) + zeros))
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_constants_are_those_of_spikingjelly(precision):
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based.op_counter import simple_energy
+
+    theirs = getattr(simple_energy.SimpleEnergyCostConfig, {"float32": "fp32", "float16": "fp16"}[precision])()
+    ours = ARITHMETIC[f"horowitz-45nm-{precision}"]
+    assert (theirs.e_mac_pj, theirs.e_ac_pj) == pytest.approx((ours.mac_pj, ours.add_pj))
+
+
 def test_energy_of_a_matrix_by_hand():
     part, rate, M, N = Shape("linear", 100, 50, "encoder"), 0.1, 100, 50
     cost = Cost(acs=rate * M * N, dense=M * N)

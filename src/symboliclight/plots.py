@@ -186,7 +186,7 @@ def _break_even_panels(axes: Any, found: Mapping[str, Any], sets: list[str]) -> 
         for line, colour in zip(lines, COLOURS, strict=False):
             panel.plot(line["rates"], line["spiking_uj"], color=colour, label=f"spiking, {line['dataflow']}")
         panel.axhline(lines[0]["dense_uj"], color="black", label="dense twin")
-        panel.axvline(found["rate"], color="black", ls=":", label="measured rate, mean over weights")
+        panel.axvline(found["rate"], color="black", ls=":", label="this model's rate, mean over weights")
         panel.set(xlabel="firing rate of every site", ylabel="µJ a token", ylim=0,
                   title=f"{found['model']}: {name.rpartition('-')[2]}, with memory, 32 KB SRAM")
     axes[0].legend(fontsize=8)
