@@ -2,7 +2,7 @@
 
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand. A word after the
 name chooses one of several tables: `parts` of a benchmark, or one of `energy.tables`,
-`interop.hardware_tables` or `interop.nir.tables`.
+`interop.hardware_tables` or `interop.nir.tables`, or one that the report of a study holds.
 """
 
 import argparse
@@ -17,14 +17,18 @@ from symboliclight.interop.nir import tables as nir_tables
 from symboliclight.report import comparison_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- (results/[\w.-]+\.json)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results/[\w./-]+\.json)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(path: str, view: str | None) -> str:
-    """Markdown table of one result file: a benchmark's rows or parts, one of energy, or the demo's comparison."""
+    """Markdown table of one result file: a benchmark's rows or parts, a named one, or the demo's comparison."""
     result = json.loads((ROOT / path).read_text(encoding="utf-8"))
     head: tuple[str, ...]
-    if view and "break_even" in result:
+    if "study" in result:
+        if view not in result["tables"]:
+            return "No runs yet.\n"
+        head, rows = result["tables"][view]["head"], result["tables"][view]["rows"]
+    elif view and "break_even" in result:
         head, rows = tables.TABLES[view](result)
     elif view and "targets" in result:
         head, rows = hardware_tables.TABLES[view](result)
