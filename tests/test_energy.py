@@ -279,6 +279,13 @@ def test_the_command_refuses(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_an_empty_text_is_refused(small_checkpoint, tmp_path, capsys):
+    text = tmp_path / "empty.txt"
+    text.touch()
+    assert cli.main(["energy", "--model", str(small_checkpoint), "--text", str(text)]) == 2
+    assert "empty.txt is empty" in capsys.readouterr().err
+
+
 def test_measuring_without_a_counter_says_so(small_checkpoint, tmp_path, monkeypatch, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the old city and the river; " * 20, encoding="utf-8")

@@ -110,6 +110,8 @@ def _windows(args: argparse.Namespace, tokenizer: Tokenizer, length: int) -> Ite
     """Whole windows (B, T) of tokens, all of the same T: `length`, or that of a shorter text."""
     if args.text is not None:
         ids = np.array(tokenizer.encode(read_text(args.text), bos=True), np.int64)
+        if len(ids) < 2:
+            raise InputError(f"{args.text} is empty; give a text with at least a character")
         length = min(length, len(ids))
         yield from ids[: len(ids) // length * length].reshape(-1, 1, length)
         return

@@ -10,12 +10,12 @@ SHORT = "horowitz-45nm-"
 def models(result: dict[str, Any]) -> Table:
     """Operations and bytes a token; bytes at the widest precision of the result."""
     name = next(iter(result["models"][0]["bytes"]))
-    head: tuple[str, ...] = ("model", "basis", "MAC", "AC", "spike-fed weights met",
+    head: tuple[str, ...] = ("model", "basis", "context", "MAC", "AC", "spike-fed weights met",
                              f"weights, MB ({_precision(name)})", "keys, MB", "other, MB")
     rows: list[tuple[str, ...]] = []
     for m in result["models"]:
-        b = m["bytes"][name]
-        rows.append((m["label"], m["basis"], _count(m["operations"]["macs"]), _count(m["operations"]["acs"]),
+        b, done = m["bytes"][name], m["operations"]
+        rows.append((m["label"], m["basis"], str(m["context"]), _count(done["macs"]), _count(done["acs"]),
                      "" if m["mean_rate"] is None else f"{m['mean_rate']:.1%}", f"{b['weights'] / 1e6:.2f}",
                      f"{b['keys'] / 1e6:.3f}", f"{(b['state'] + b['activations']) / 1e6:.3f}"))
     return head, rows
