@@ -163,8 +163,9 @@ def _where(name: str, p: Shape, config: ModelConfig, target: Target) -> tuple[st
     if p.kind == "norm" and p.acs == p.outputs:
         return "chip", "a bias"
     if p.kind == "elementwise":
-        residual = name.endswith("residual")
-        return ("chip or host", "a sum of inputs") if residual else (target.elsewhere, "products element by element")
+        if not name.endswith("residual"):
+            return target.elsewhere, "products element by element"
+        return "chip or host" if target.readout[0] else target.elsewhere, "a sum with the continuous stream"
     return target.elsewhere, REASONS[p.kind]
 
 
