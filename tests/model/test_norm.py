@@ -53,7 +53,7 @@ def test_the_runtime_refuses_it_by_name(tmp_path, small_tokenizer):
 
     config = replace(DEEP, vocab_size=small_tokenizer.vocab_size)
     checkpoint.save(tmp_path / "model", config, build(config).state_dict(), small_tokenizer)
-    with pytest.raises(InputError, match=r"model\.norm none"):
+    with pytest.raises(InputError, match=r"needs model\.norm layer, .* has none"):
         engine.load(tmp_path / "model")
 
 

@@ -88,7 +88,8 @@ def _nir(args: argparse.Namespace) -> None:
     if args.dialect != "nir" or args.parts:
         export = dialects.rewrite(export, args.dialect, args.parts.split(",") if args.parts else None)
     export.about["weights"] = files.digest(args.model)
-    size = files.write(args.out, export, tokenizer)
+    with Console(stderr=True).status("writing graphs"):
+        size = files.write(args.out, export, tokenizer)
     found = {"format": "nir", "bytes": size, "graphs": len(export.parts), "host_nodes": [h.name for h in export.hosts]}
     if args.json:
         print_json(found)

@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> None:
     from symboliclight.interop.nir.executor import Executor
 
     executor, texts = Executor.load(args.folder, args.dtype), texts_of(args, args.folder)
-    model = _model(args.against)
+    model = _model(args.against, executor.export.about.get("weights"))
     rows, steps = [], {}
     with token_progress("reading", sum(map(len, texts.values()))) as advance:
         for name, tokens in texts.items():
@@ -82,11 +82,15 @@ def _run(args: argparse.Namespace) -> None:
         _print(rows)
 
 
-def _model(directory: str | None) -> Any:
+def _model(directory: str | None, weights: str | None) -> Any:
+    """The torch model of a checkpoint. Raises `InputError` if the folder is not an export of its weights."""
     if directory is None:
         return None
+    from symboliclight.interop.nir.files import digest
     from symboliclight.runner import load_weights
 
+    if digest(directory) != weights:
+        raise InputError(f"{directory} is not the checkpoint that was exported; name the one that was, or export again")
     return load_weights(directory)[0]
 
 

@@ -242,7 +242,7 @@ def _check_config(c: ModelConfig, tensors: int, file: Path) -> None:
     if c.family != "symboliclight":
         raise InputError(f"the runtime runs symboliclight models, {file.parent} holds a {c.family}; use --torch for it")
     if c.norm != "layer":
-        raise InputError(f"the runtime has no norm-free form, {file.parent} has model.norm {c.norm}; use --torch for it")
+        raise InputError(f"the runtime needs model.norm layer, {file.parent} has {c.norm}; use the torch model")
     if c.n_layers > tensors:
         raise InputError(f"{file} has {tensors} tensors, too few for model.n_layers {c.n_layers}; "
                          "restore all from the same checkpoint")

@@ -227,6 +227,9 @@ def test_export_run_and_compare_from_the_command_line(trained, small_tokenizer, 
     assert text["differ"]["float64"]["spikes"] == 0 and text["tokens"] == len(steps) > 10
     assert text["events"] == sum(sum(step["active"].values()) for step in steps) > 0
     assert json.loads((tmp_path / "result.json").read_text())["texts"] == found["texts"]
+    save(trained["decay-only"], small_tokenizer, tmp_path / "other")
+    assert cli.main([*command[:-3], str(tmp_path / "other")]) == 2
+    assert "is not the checkpoint that was exported" in capsys.readouterr().err
 
 
 def test_parts_for_a_dialect_are_not_a_model(trained, small_tokenizer, tmp_path, capsys):

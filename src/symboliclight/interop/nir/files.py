@@ -144,8 +144,9 @@ def write(folder: str | Path, export: Export, tokenizer: Any = None) -> int:
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} exists and is not an exported NIR folder; choose another --out")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         tensors = {f"{h.name}.{role}": np.ascontiguousarray(x) for h in export.hosts for role, x in h.tensors.items()}
@@ -157,12 +158,14 @@ def write(folder: str | Path, export: Export, tokenizer: Any = None) -> int:
             tokenizer.save(partial / "tokenizer.model")
         (partial / MANIFEST).write_text(json.dumps(_manifest(export), indent=1) + "\n", encoding="utf-8")
         size = sum(file.stat().st_size for file in partial.iterdir())
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(partial, folder)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
     return size
 
 
