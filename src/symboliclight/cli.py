@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import symboliclight
 from symboliclight.errors import InputError
 
-COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "study", "raster", "energy",
-            "neuro", "bench", "info")
+COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "study", "raster",
+            "energy", "neuro", "bench", "info")
 
 
 class _Parser(argparse.ArgumentParser):

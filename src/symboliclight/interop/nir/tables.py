@@ -9,7 +9,7 @@ def exact_table(result: dict[str, Any]) -> Table:
     """Spike decisions that differ from the torch model's, by text."""
     head = ("text", "tokens", "spike decisions", "spikes", "differ from float64", "differ from float32", "nearest",
             "clamp acts")
-    rows = [(r["text"], f"{r['tokens']:,}", f"{r['decisions']:,}", f"{r['events']:,}",
+    rows: list[tuple[str, ...]] = [(r["text"], f"{r['tokens']:,}", f"{r['decisions']:,}", f"{r['events']:,}",
              f"**{r['differ']['float64']['spikes']:,}**", f"{r['differ']['float32']['spikes']:,}{_first(r)}",
              f"{r['margin']:.1e}", f"{r['clamp_active_share']:.2%}") for r in result["texts"]]
     return head, rows
