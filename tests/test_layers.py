@@ -21,7 +21,7 @@ FLOORS: list[set[str]] = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NO_TORCH = ["config", "tokenizer", "checkpoint", "data", "data.corpus", "data.shards", "data.batches", "engine",
-            "sampling", "engine", "cli"]
+            "sampling", "engine", "interop.nir.executor", "cli"]
 
 
 def imports(path: Path) -> set[str]:
