@@ -208,7 +208,6 @@ void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int
 }
 
 #if defined(__AMX_INT8__)
-// f(first block, Count<blocks at once>) over blocks [begin, end), BLOCKS at a time.
 template <Format format>
 void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
     constexpr bool bytes = format == Format::int8;
@@ -243,7 +242,7 @@ void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int6
         }
     };
     int64_t block = begin;
-    if (few) for (; block + 4 <= end; block += 4) some(block, Count<4>{});
+    if (bytes && N > TILE_ROWS) for (; block + 4 <= end; block += 4) some(block, Count<4>{});
     for (; block + 2 <= end; block += 2) some(block, Count<2>{});
     if (block < end) some(block, Count<1>{});
 }
@@ -267,60 +266,13 @@ inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int
     }
 #if defined(__AMX_INT8__)
     if (m.format == Format::bfloat16) return multiply_tiles<Format::bfloat16>(m, x, N, y, begin, end, add);
-    if (m.format == Format::int8 && N >= 8 && padded(m.ins) % 64 == 0)
+    if (m.format == Format::int8 && N >= 2 && padded(m.ins) % 64 == 0)
         return multiply_tiles<Format::int8>(m, x, N, y, begin, end, add);
 #endif
     if (m.format == Format::float32) multiply_float(m, x, N, y, first, last, add);
     else if (m.format == Format::bfloat16) multiply_packed<Format::bfloat16>(m, x, N, y, begin, end, add);
     else if (m.format == Format::int8) multiply_packed<Format::int8>(m, x, N, y, begin, end, add);
     else multiply_packed<Format::int4>(m, x, N, y, begin, end, add);
-}
-
-// Whether products with `m` need more of their inputs than x.x.
-inline bool prepared(const Matrix& m) {
-    return m.by_input || m.format == Format::int8 || m.format == Format::int4 || (TILES && m.format == Format::bfloat16);
-}
-
-// Fills in what products with `m` need of row n of x.x.
-inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
-    const float* in = x.x + n * m.ins;
-    if (m.by_input) {
-        int32_t *index = x.index + n * x.width, count = 0;
-        for (int64_t i = 0; i < m.ins; ++i) {
-            index[count] = int32_t(i);
-            count += in[i] != 0;
-        }
-        x.active[n] = count;
-#if defined(__AMX_INT8__)
-    } else if (m.format == Format::bfloat16) {
-        bf16* parts = x.parts + n * 3 * x.width;
-        for (int part = 0; part < 3; ++part)
-            std::memset(parts + part * x.width + m.ins, 0, (padded(m.ins) - m.ins) * sizeof(bf16));
-        lanes(m.ins, [&](int64_t i, auto l) { split(load(in + i, l), parts, x.width, i, l); });
-#endif
-    } else if (m.format == Format::int8 || m.format == Format::int4) {
-        int8_t* q = x.q + n * x.width;
-        vfloat most{};
-        lanes(m.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
-        float top = max(most), by = top > 1e-30f ? 127 / top : 0;
-        x.scale[n] = top / 127;
-        x.total[n] = 0;
-        for (int64_t g = 0; g * GROUP < m.ins; ++g) {
-            const int64_t first = g * GROUP, count = m.ins - first < GROUP ? m.ins - first : GROUP;
-            vint whole{};
-            std::memset(q + first, 0, GROUP);
-            lanes(count, [&](int64_t i, auto l) {
-                vint rounded = nearest(load(in + first + i, l) * splat(by));
-                vsmall narrow = __builtin_convertvector(rounded, vsmall);
-                std::memcpy(q + first + i, &narrow, l);
-                whole += rounded;
-            });
-            int32_t sum = 0;
-            for (int i = 0; i < W; ++i) sum += whole[i];
-            x.sums[n * (x.width / GROUP) + g] = sum;
-            x.total[n] += sum;
-        }
-    }
 }
 
 }  // namespace SYMBOLICLIGHT_ISA

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "products.hpp"
+#include "prepare.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -61,7 +61,7 @@ inline void tile_rows(const uint8_t* w, int64_t gap, const char* x, int64_t widt
     zero_sums();
     for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, x += 64) {
         for (int b = 0; b < BLOCKS; ++b)
-            for (int64_t at = 0; at < TILE_BYTES; at += 64) __builtin_prefetch(w + b * gap + 4 * TILE_BYTES + at);
+            for (int64_t at = 0; at < TILE_BYTES; at += 64) __builtin_prefetch(w + b * gap + 8 * TILE_BYTES + at);
         _tile_loadd(4, x, width);
         _tile_loadd(5, w, 64);
         if constexpr (bytes) _tile_dpbsud(0, 4, 5);

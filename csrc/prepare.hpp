@@ -1,0 +1,65 @@
+// What products need of their inputs beside the floats: active inputs, 8-bit integers, parts in bfloat16.
+#pragma once
+
+#include "products.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+
+// Whether products with `m` need more of their inputs than x.x.
+inline bool prepared(const Matrix& m) {
+    return m.by_input || m.format == Format::int8 || m.format == Format::int4 || (TILES && m.format == Format::bfloat16);
+}
+
+// Fills in what products with `m` need of row n of x.x.
+inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
+    const float* in = x.x + n * m.ins;
+    if (m.by_input) {
+        int32_t *index = x.index + n * x.width, count = 0;
+        int64_t i = 0;
+#if defined(__AVX512F__)
+        for (; i + W <= m.ins; i += W) {
+            const __mmask16 fired = _mm512_cmp_ps_mask((__m512)load(in + i, Full{}), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+            _mm512_mask_compressstoreu_epi32(index + count, fired, (__m512i)(lane_numbers() + splat_int(int32_t(i))));
+            count += __builtin_popcount(fired);
+        }
+#endif
+        for (; i < m.ins; ++i) {
+            index[count] = int32_t(i);
+            count += in[i] != 0;
+        }
+        x.active[n] = count;
+#if defined(__AMX_INT8__)
+    } else if (m.format == Format::bfloat16) {
+        bf16* parts = x.parts + n * 3 * x.width;
+        for (int part = 0; part < 3; ++part)
+            std::memset(parts + part * x.width + m.ins, 0, (padded(m.ins) - m.ins) * sizeof(bf16));
+        lanes(m.ins, [&](int64_t i, auto l) { split(load(in + i, l), parts, x.width, i, l); });
+#endif
+    } else if (m.format == Format::int8 || m.format == Format::int4) {
+        int8_t* q = x.q + n * x.width;
+        vfloat most{};
+        lanes(m.ins, [&](int64_t i, auto l) { most = max(most, max(load(in + i, l), -load(in + i, l))); });
+        float top = max(most), by = top > 1e-30f ? 127 / top : 0;
+        x.scale[n] = top / 127;
+        x.total[n] = 0;
+        for (int64_t g = 0; g * GROUP < m.ins; ++g) {
+            const int64_t first = g * GROUP, count = m.ins - first < GROUP ? m.ins - first : GROUP;
+            vint whole{};
+            std::memset(q + first, 0, GROUP);
+            lanes(count, [&](int64_t i, auto l) {
+                vint rounded = nearest(load(in + first + i, l) * splat(by));
+                vsmall narrow = __builtin_convertvector(rounded, vsmall);
+                std::memcpy(q + first + i, &narrow, l);
+                whole += rounded;
+            });
+            int32_t sum = 0;
+            for (int i = 0; i < W; ++i) sum += whole[i];
+            x.sums[n * (x.width / GROUP) + g] = sum;
+            x.total[n] += sum;
+        }
+    }
+}
+
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight
