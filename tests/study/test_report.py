@@ -93,7 +93,7 @@ def test_a_whole_study_is_reported_with_all_sections(whole, tmp_path):
     body = write_report(*whole, tmp_path / "report")
     tables = body["tables"]
     assert {"missing", "main", "gaps", "trends", "claims", "ablation", "sites", "where", "gate", "sparsity", "sweep",
-            "operations", "operations-v1", "domains-640", "domains-2560"} <= set(tables)
+            "controls", "operations", "operations-v1", "domains-640", "domains-2560"} <= set(tables)
     written = {p.name for p in (tmp_path / "report").iterdir()}
     drawn = {"budgets", "curves", "gaps", "ablations", "silence", "sparsity"}
     assert {f"{name}.{form}" for name in drawn for form in ("svg", "png")} <= written

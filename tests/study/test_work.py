@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from symboliclight.errors import InputError
+from symboliclight.evaluate import evaluate
 from symboliclight.study import read_study
+from symboliclight.study.measure import matching_controls
 from symboliclight.study.results import Results
 from symboliclight.study.work import data_hash, is_locked, locked, prepare, work
 
@@ -139,3 +141,19 @@ def test_data_are_made_once_from_files_and_folders(study_file, tmp_path):
     shards = prepare(study, tmp_path / "data", texts, silent)
     assert shards.domains("train") == ["chinese", "english"] and shards.vocab_size == 330
     assert data_hash(prepare(study, tmp_path / "data", None, silent)) == data_hash(shards)
+
+
+def test_controls_match_the_rate_of_the_encoder(small_model, small_config, small_shards):
+    import symboliclight
+
+    found = matching_controls(small_model, small_shards, 32)
+    trained = evaluate(small_model, small_shards.tokenizer(), small_shards, "test", 2048, 32)
+    assert found["topk_rate"] == pytest.approx(1 - trained["sparsity"]["sites"]["encoder"], rel=1e-3)
+    for source in ("threshold", "topk"):
+        config = replace(small_config, spike_source=source, topk_rate=found["topk_rate"],
+                         encoder_threshold=found["encoder_threshold"])
+        control = symboliclight.build(config).eval()
+        control.load_state_dict(small_model.state_dict())
+        silent = evaluate(control, small_shards.tokenizer(), small_shards, "test", 2048, 32)["sparsity"]["sites"]
+        assert 1 - silent["encoder"] == pytest.approx(found["topk_rate"], abs=0.5 / small_config.d_model)
+        assert matching_controls(control, small_shards, 32) == {}

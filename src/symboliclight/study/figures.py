@@ -26,9 +26,12 @@ def figures(e: Evidence) -> dict[str, Callable[[str], bytes]]:
     return found
 
 
-def _tokens(axis: Any) -> None:
+def _tokens(e: Evidence, axis: Any) -> None:
+    """A logarithmic axis of tokens, marked at the budgets."""
+    marks = sorted({tokens for label in e.labels("main") for tokens in e.budgets(label)})
     axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
+    axis.set_xticks(marks, [million(tokens) for tokens in marks])
+    axis.minorticks_off()
 
 
 def budgets(e: Evidence, form: str) -> bytes:
@@ -41,7 +44,7 @@ def budgets(e: Evidence, form: str) -> bytes:
                 axes.errorbar([t for t, _ in found], [s.mean for _, s in found], [s.sd or 0 for _, s in found],
                               fmt="o-", color=colour, capsize=3, ms=4, label=label)
         axes.set(xlabel="tokens of training", ylabel="test loss, nats a token")
-        _tokens(axes)
+        _tokens(e, axes)
         axes.legend()
         return render(figure, form)
 
@@ -59,7 +62,7 @@ def curves(e: Evidence, form: str) -> bytes:
                               marker="o", label=label if first else None)
                     first = False
         axes.set(xlabel="tokens read; each budget has its own schedule of the rate", ylabel="validation, nats a token")
-        _tokens(axes)
+        _tokens(e, axes)
         axes.legend()
         return render(figure, form)
 
@@ -80,7 +83,7 @@ def gaps(e: Evidence, form: str) -> bytes:
                 axes.errorbar(x, y, bars, fmt="o-", color=colour, capsize=3, ms=4,
                               label=f"{e.study.reference} − {label}")
         axes.set(xlabel="tokens of training", ylabel="difference, nats a token")
-        _tokens(axes)
+        _tokens(e, axes)
         axes.legend()
         return render(figure, form)
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from symboliclight.data.batches import eval_windows
@@ -15,7 +16,7 @@ from symboliclight.data.shards import Shards
 from symboliclight.evaluate import evaluate
 from symboliclight.model import build, load
 from symboliclight.model.sites import spike_sites
-from symboliclight.model.step import token_nll
+from symboliclight.model.step import inference, token_nll
 from symboliclight.operations import OperationMeter
 from symboliclight.study.plan import Run
 from symboliclight.train.log import METRICS
@@ -37,10 +38,11 @@ def measure(run: Run, shards: Shards, directory: Path) -> dict[str, Any]:
         fresh = build(run.config.model).eval()
         start = evaluate(fresh, tokenizer, shards, SPLIT, START_TOKENS, length) if spike_sites(fresh) else trained
         operations = count_operations(model, shards, length)
+        controls = matching_controls(model, shards, length)
     return rounded({
         "test": {key: trained[key] for key in ("split", "seq_len", "max_tokens", "domains", "languages", "mean")},
         "sparsity": {"start": start["sparsity"], "trained": trained["sparsity"], "start_tokens": START_TOKENS},
-        "operations": operations,
+        "operations": operations, "controls": controls,
     })
 
 
@@ -51,6 +53,22 @@ def count_operations(model: Any, shards: Shards, seq_len: int) -> dict[str, Any]
             for tokens, targets in eval_windows(shards, SPLIT, domain, seq_len, START_TOKENS):
                 token_nll(model, tokens, targets)
     return meter.report()
+
+
+def matching_controls(model: Any, shards: Shards, seq_len: int) -> dict[str, float]:
+    """What the controls of a LIF encoder must be set to for its own rate: `topk_rate` is its spikes a unit and token,
+    `encoder_threshold` the level that so large a share of its input currents reaches. Empty for other models."""
+    if model.config.family != "symboliclight" or model.config.spike_source != "lif":
+        return {}
+    spikes, currents = [], []
+    with inference(model):
+        for domain in shards.domains(SPLIT):
+            for tokens, _ in eval_windows(shards, SPLIT, domain, seq_len, START_TOKENS):
+                s, x, _ = model.encoder(torch.from_numpy(tokens), model.initial_state(len(tokens)).v, None)
+                spikes.append(s.float().mean().item())
+                currents.append(x.float().numpy().ravel())
+    rate = float(np.average(spikes, weights=[len(x) for x in currents]))
+    return {"topk_rate": rate, "encoder_threshold": float(np.quantile(np.concatenate(currents), 1 - rate))}
 
 
 def curves(directory: Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def compose(e: Evidence, drawn: dict[str, str]) -> list[Section]:
             tables.gaps(e), figure("gaps", "Paired differences; bars are 95% intervals over seeds, where there are two "
                                            "or more."), tables.trends(e)]),
         ("Published orderings", [tables.claims(e)]),
-        ("Ablations", [tables.ablations(e), figure("ablations", f"Each change to {ours}, with its 95% interval.")]),
+        ("Ablations", [tables.ablations(e), figure("ablations", f"Each change to {ours}, with its 95% interval."),
+            silence.controls(e)]),
         ("By domain and language", [tables.domains(e, tokens) for tokens in budgets]),
         ("Who is silent", [
             silence.sites(e), figure("silence", "Silent share of the sites, as initialised and after training."),
@@ -100,9 +101,9 @@ def _holds(part: Part) -> bool:
 
 def _state(e: Evidence) -> str:
     total = len(e.study.runs)
-    text = f"{len(e.found)} of {total} runs are measured"
-    text += f", {len(e.diverged)} diverged" if e.diverged else ""
-    return text + (f"; {len(e.missing)} are missing:" if e.missing else ".")
+    text = f"Measured: {len(e.found)} of {total} runs"
+    text += f"; diverged: {len(e.diverged)}" if e.diverged else ""
+    return text + (f"; missing: {len(e.missing)}." if e.missing else ".")
 
 
 def _samples(e: Evidence) -> list[Part]:
@@ -143,7 +144,7 @@ def _protocol(e: Evidence) -> str:
 
 def markdown(study: Study, sections: Sequence[Section]) -> str:
     """The report as markdown; figures are the PNG files beside it."""
-    lines = [f"# {study.name}", "", study.description.strip(), ""]
+    lines = [f"# {study.name}", "", *([study.description.strip(), ""] if study.description.strip() else [])]
     for title, parts in sections:
         lines += [f"## {title}", ""]
         for part in parts:

@@ -99,6 +99,27 @@ def gate(e: Evidence) -> Table:
                  "Share of test tokens that no unit of the gate's site marks with a spike, so that the gate closes.")
 
 
+def controls(e: Evidence) -> Table:
+    """The encoder's rate of the reference and of the models that stand in for its neuron, and its threshold."""
+    rows = []
+    for label in dict.fromkeys(run.label for run in e.study.runs):
+        for tokens in e.budgets(label):
+            found = e.of(label, tokens)
+            model = found[0][0].config.model
+            if label != e.study.reference and model.spike_source not in ("topk", "threshold"):
+                continue
+            silent = [b["sparsity"]["trained"]["sites"]["encoder"] for _, b in found]
+            levels = [b["controls"]["encoder_threshold"] for _, b in found if b.get("controls")]
+            given = {"topk": f"topk_rate {model.topk_rate:g}", "threshold": f"threshold {model.encoder_threshold}"}
+            rows.append((label, million(tokens), given.get(model.spike_source, ""),
+                         mean_sd(spread([1 - x for x in silent]), 2, percent=True),
+                         mean_sd(spread(levels)) if levels else "", mean_sd(spread([loss(b) for _, b in found]))))
+    return Table("controls", ("model", "tokens", "set to", "encoder's rate after training",
+                              "threshold of the same rate", "nats/token"), rows,
+                 "The rate is spikes a unit and token; the threshold is the level that so large a share of the trained "
+                 "model's input currents reaches.")
+
+
 def traffic(body: Body) -> dict[str, float]:
     """Of a token, from its measured operations: bytes of weights and keys at two bytes a value, and picojoules."""
     config = from_dict(RunConfig, body["config"])

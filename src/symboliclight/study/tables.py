@@ -112,7 +112,7 @@ def interval(d: Difference | None, digits: int = 3, percent: bool = False) -> st
 def probability(d: Difference | None) -> str:
     if d is None or d.p is None:
         return ""
-    return f"{d.p:.1e}" if d.p < 1e-3 else f"{d.p:.3f}"
+    return "< 1e-9" if d.p < 1e-9 else f"{d.p:.1e}" if d.p < 1e-3 else f"{d.p:.3f}"
 
 
 # The tables.
