@@ -77,6 +77,17 @@ def test_results_that_contradict_are_refused(do, tmp_path, small_shards):
         Results(tmp_path / "results", "0" * 64)
 
 
+def test_two_results_of_one_run_are_refused_unless_they_agree(do, tmp_path, small_shards):
+    do(1)
+    path, = (tmp_path / "results").iterdir()
+    copy = path.with_name(f"copy-{path.name}")
+    copy.write_bytes(path.read_bytes())
+    assert len(Results(tmp_path / "results", data_hash(small_shards))) == 1
+    copy.write_text(path.read_text().replace('"seed": 1', '"seed": 3', 1))
+    with pytest.raises(InputError, match="are two results of one run"):
+        Results(tmp_path / "results", data_hash(small_shards))
+
+
 def test_a_lost_result_is_measured_again_without_training(do, tmp_path, monkeypatch):
     do(1)
     path, = (tmp_path / "results").iterdir()

@@ -15,25 +15,28 @@ FORMAT = 1
 class Results:
     """Finished runs by identity. All of one folder were made on the same data.
 
-    Raises `InputError` for a damaged file, a file whose name and content disagree, or data other than `data_hash`.
+    Raises `InputError` for a damaged file, one whose name and content disagree, two different results of one run, or
+    data other than `data_hash`.
     """
 
     def __init__(self, directory: str | Path, data_hash: str | None = None) -> None:
         self.directory = Path(directory)
         self.data_hash = data_hash
         self._found: dict[str, dict[str, Any]] = {}
-        self._seen: set[str] = set()
+        self._files: dict[str, Path] = {}  # identity -> where it was read
+        self._read: dict[Path, int] = {}  # -> when it was written, ns
         self.refresh()
 
     def __len__(self) -> int:
         return len(self._found)
 
     def refresh(self) -> None:
-        """Read the files that have come since."""
+        """Read the files that have come or changed since."""
         for path in sorted(self.directory.glob("*-*.json")):
-            if path.name not in self._seen:
+            written = path.stat().st_mtime_ns
+            if self._read.get(path) != written:
                 self._add(path, read_result(path))
-                self._seen.add(path.name)
+                self._read[path] = written
 
     def get(self, run: Run) -> dict[str, Any] | None:
         """The result of `run`, whatever it is called."""
@@ -53,8 +56,7 @@ class Results:
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; free some space, or choose another "
                              "--results") from error
-        self._found[run.identity(body["data_hash"])] = body
-        self._seen.add(path.name)
+        self.refresh()
         return path
 
     def _add(self, path: Path, body: dict[str, Any]) -> None:
@@ -68,6 +70,9 @@ class Results:
         if not path.stem.endswith(f"-{found}"):
             raise InputError(f"{path} holds the run {found}, which is not the one in its name; restore the file, "
                              "or remove it to run it again")
+        other = self._files.setdefault(found, path)
+        if other != path and other.exists() and self._found[found] != body:
+            raise InputError(f"{path} and {other.name} are two results of one run; remove the one that is wrong")
         if without_place(config) != config:
             raise InputError(f"{path} names a folder of data; it was not written by a study, remove it")
         self._found[found] = body
