@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
                         "and outputs; transformers: a folder for from_pretrained; nir: a folder of graphs for "
                         "neuromorphic tools, with what they cannot hold as host nodes (default: runtime)")
     p.add_argument("--target", choices=("hybrid", "decay-only"), default="hybrid",
-                   help="of --format nir: graphs and host nodes, or one graph behind the table of input currents, refused "
-                        "for a model that needs other host nodes (default: hybrid)")
+                   help="of --format nir: graphs and host nodes, or one graph behind the table of input currents, "
+                        "refused for a model that needs other host nodes (default: hybrid)")
     p.add_argument("--dialect", choices=DIALECTS, default="nir",
                    help="of --format nir: the package whose reader the graphs are for (default: nir, the format's own "
                         "meaning)")
