@@ -43,7 +43,7 @@ def test_a_browser_draws_the_page_and_tells_what_it_points_at(found, tmp_path):
     t, unit = np.argwhere(one.spikes["encoder"])[3]
     point = f"""<script>
         const canvas = document.querySelector("canvas"), at = canvas.getBoundingClientRect();
-        const where = {{clientX: at.x + {t} * 20 + 9, clientY: at.y + {unit} * 2 + 1.5}};  // two pixels a unit, a border
+        const where = {{clientX: at.x + {t} * 20 + 9, clientY: at.y + {unit} * 2 + 1.5}}; // 2 px a unit, a border
         canvas.dispatchEvent(new MouseEvent("mousemove", where));</script>"""
     file = tmp_path / "page.html"
     file.write_text(page(found, "small") + point, encoding="utf-8")
