@@ -143,6 +143,12 @@ def test_an_exported_folder_gives_the_bits_of_converting_at_load(small_checkpoin
         symboliclight.engine.export(out, tmp_path / "again", precision)
 
 
+def test_an_exported_folder_is_no_checkpoint(small_checkpoint, tmp_path):
+    symboliclight.engine.export(small_checkpoint, tmp_path / "out", "int8")
+    with pytest.raises(InputError, match="exported at int8"):
+        symboliclight.load(tmp_path / "out")
+
+
 def test_the_runtime_runs_without_torch(small_checkpoint):
     code = f"""
 import sys; sys.modules["torch"] = None

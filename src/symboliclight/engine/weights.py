@@ -1,6 +1,6 @@
 """The weights of one model as the runtime takes them, from a checkpoint or from an exported folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -139,8 +139,8 @@ def read_checkpoint(file: Path, config: ModelConfig) -> dict[str, np.ndarray]:
     return tensors
 
 
-def exported(tensors: Mapping[str, np.ndarray]) -> Precision | None:
-    """The precision of an exported folder's tensors; None for those of a checkpoint."""
+def exported(tensors: Collection[str]) -> Precision | None:
+    """The precision of an exported folder with tensors of these names; None for a checkpoint."""
     return next((p for p in PRECISIONS if f"encoder.embedding.weight.{p}" in tensors), None)
 
 
@@ -240,7 +240,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def _check_config(c: ModelConfig, tensors: int, file: Path) -> None:
     """Refuse what no file could hold before anything is sized by it."""
     if c.family != "symboliclight":
-        raise InputError(f"the runtime runs symboliclight models, {file.parent} holds a {c.family}; use --torch for it")
+        raise InputError(f"the runtime runs symboliclight models, {file.parent} holds a {c.family}; use the torch model")
     if c.norm != "layer":
         raise InputError(f"the runtime needs model.norm layer, {file.parent} has {c.norm}; use the torch model")
     if c.n_layers > tensors:

@@ -6,6 +6,8 @@ from torch import nn
 
 from symboliclight import checkpoint
 from symboliclight.config import ModelConfig
+from symboliclight.engine.weights import exported
+from symboliclight.errors import InputError
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.state import LayerState, State
 from symboliclight.tokenizer import Tokenizer
@@ -30,6 +32,8 @@ def load(directory: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokeniz
     """
     directory = checkpoint.locate(directory)
     config, tensors = checkpoint.load(directory)
+    if precision := exported(tensors):
+        raise InputError(f"{directory} was exported at {precision}, for the runtime only; name the checkpoint it came from")
     model = build(config)
     checkpoint.check_tensors(directory / checkpoint.MODEL, tensors, model.state_dict())
     model.load_state_dict(tensors)
