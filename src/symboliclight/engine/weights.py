@@ -240,7 +240,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def _check_config(c: ModelConfig, tensors: int, file: Path) -> None:
     """Refuse what no file could hold before anything is sized by it."""
     if c.family != "symboliclight":
-        raise InputError(f"the runtime runs symboliclight models, {file.parent} holds a {c.family}; use the torch model")
+        raise InputError(f"the runtime runs symboliclight models, {file.parent} holds {c.family}; use the torch model")
     if c.norm != "layer":
         raise InputError(f"the runtime needs model.norm layer, {file.parent} has {c.norm}; use the torch model")
     if c.n_layers > tensors:

@@ -33,7 +33,7 @@ def load(directory: str | Path, device: str = "cpu") -> tuple[nn.Module, Tokeniz
     directory = checkpoint.locate(directory)
     config, tensors = checkpoint.load(directory)
     if precision := exported(tensors):
-        raise InputError(f"{directory} was exported at {precision}, for the runtime only; name the checkpoint it came from")
+        raise InputError(f"{directory} was exported at {precision} for the runtime; name the checkpoint it came from")
     model = build(config)
     checkpoint.check_tensors(directory / checkpoint.MODEL, tensors, model.state_dict())
     model.load_state_dict(tensors)
