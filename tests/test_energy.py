@@ -23,7 +23,9 @@ DENSE = {"spike_source": "dense", "block_spikes": False, "ffn": "gelu"}
 CONFIGS = [{}, {"paths": "decay"}, {"paths": "attention"}, {"prior": "static"}, {"prior": "none"},
            {"block_spikes": False}, {"ffn": "gelu"}, {"spike_source": "topk", "topk_rate": 0.2}, DENSE,
            {"learn_neuron": True, "learn_prior_weight": True}, {"norm": "none"},
-           {"family": "gpt2", "d_ff": 128}]
+           {"residual": "pre", "stream_threshold": 1.2}, {"spike_fed": True},
+           {"learn_neuron": "all", "spike_fed": True}, {"decay": "channel"}, {"decay": "input"}, {"conv": 3},
+           {"conv": 2, "paths": "attention"}, {"tie_embeddings": True}, {"family": "gpt2", "d_ff": 128}]
 
 
 def measured(config):
@@ -47,28 +49,49 @@ def test_what_is_expected_at_given_rates_is_what_the_meter_counts(small_config, 
         assert cost.dense == pytest.approx(expected.costs[name].dense)
 
 
-@pytest.mark.parametrize("changes", [DENSE, DENSE | {"prior": "static", "norm": "none"}, CONFIGS[-1]], ids=str)
+@pytest.mark.parametrize("changes", [
+    DENSE, DENSE | {"prior": "static", "norm": "none"}, DENSE | {"conv": 3, "decay": "channel", "residual": "pre"},
+    DENSE | {"decay": "input", "spike_fed": True, "tie_embeddings": True}, CONFIGS[-1]], ids=str)
 def test_a_dense_model_reads_every_parameter_but_the_embedding_rows_of_other_tokens(small_config, changes):
     config = replace(small_config, **changes)
     model, _, found = measured(config)
     read = sum(t.weights for t in account.moved(found, FLOAT32).values()) / 4
     D, parameters = config.d_model, sum(p.numel() for p in model.parameters())
     unread = D * (config.vocab_size - 1)
+    if config.tie_embeddings:
+        unread = -D  # the head reads it all, and the look-up one row once more
     if config.family == "gpt2":  # its head reads the whole embedding, and positions have an embedding too
         unread = D * (config.max_seq_len - 1) - D
     assert read == parameters - unread
 
 
-def test_neurobench_counts_the_same(small_config):
+def test_spikes_feed_all_that_spike_fed_names(small_config):
+    """By hand: per layer, tcam, q, k and v read D spikes each, up reads D and down F."""
+    config = replace(small_config, spike_fed=True, learn_neuron="all")
+    D, F, L = config.d_model, config.d_ff, config.n_layers
+    _, _, found = measured(config)
+    fed = {name for name, p in layout(config).items() if p.site}
+    assert fed == {name for name, cost in found.costs.items() if cost.acs and not cost.macs and "residual" not in name}
+    assert sum(found.costs[name].dense for name in fed) == L * (4 * D * D + 2 * D * F)
+    assert layout(config)["blocks.0.ffn.up"].site == "mixer.0" and layout(config)["blocks.1.mixer.q"].site == "blocks.0"
+    learned = [layout(config)[f"blocks.{name}"].extra for name in ("1.ffn.up", "0.ffn.norm", "1.ffn.norm")]
+    assert learned == [F, 2 * D + D, 2 * D]  # nobody reads the last spikes
+
+
+@pytest.mark.parametrize("changes", [{}, {"spike_fed": True, "residual": "pre", "tie_embeddings": True,
+                                          "decay": "input"}], ids=str)
+def test_neurobench_counts_the_same(small_config, changes):
     interop = pytest.importorskip("symboliclight.interop.neurobench", exc_type=InputError)
     from neurobench.benchmarks import Benchmark
     from neurobench.metrics.workload import SynapticOperations
     from torch.utils.data import DataLoader, TensorDataset
 
-    model, tokens, found = measured(small_config)
+    config = replace(small_config, **changes)
+    model, tokens, found = measured(config)
     loader = DataLoader(TensorDataset(tokens, tokens), batch_size=B)
     theirs = Benchmark(interop.Adapter(model), loader, [], [lambda x: x], [[], [SynapticOperations]]).run(quiet=True)
-    linear = [found.costs[name] for name, part in layout(small_config).items() if part.kind == "linear"]
+    linear = [found.costs[name] for name, part in layout(config).items()
+              if part.kind == "linear" and not (name == "head.out" and config.tie_embeddings)]
     assert theirs["SynapticOperations"] == pytest.approx({
         "Effective_MACs": T * sum(c.macs for c in linear), "Effective_ACs": T * sum(c.acs for c in linear),
         "Dense": T * sum(c.dense for c in linear)})

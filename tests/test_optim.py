@@ -10,7 +10,16 @@ import torch
 import symboliclight
 from symboliclight.config import TrainConfig
 from symboliclight.errors import InputError
-from symboliclight.optim import adamw, decays, learning_rate, load_state_tensors, state_tensors, total_steps
+from symboliclight.optim import (
+    adamw,
+    decays,
+    is_hidden,
+    learning_rate,
+    load_state_tensors,
+    optimizer,
+    state_tensors,
+    total_steps,
+)
 
 BLOCK = {"mixer.tcam", "mixer.q", "mixer.k", "mixer.v", "mixer.out", "ffn.up", "ffn.down"}
 
@@ -25,6 +34,8 @@ def test_weight_decay_falls_on_matrices_but_not_on_norms_priors_gates_and_decays
     assert decayed(small_config) == {"encoder.embedding", "head.out"} | blocks
     assert decayed(replace(small_config, learn_neuron=True, learn_prior_weight=True, prior="static")) == \
         {"encoder.embedding", "head.out"} | blocks
+    search = replace(small_config, learn_neuron="all", decay="input", conv=3, tie_embeddings=True)
+    assert decayed(search) == {"encoder.embedding"} | blocks
 
 
 def test_weight_decay_of_gpt2_falls_on_its_matrices_and_embeddings(small_config):
@@ -63,26 +74,59 @@ def test_the_budget_is_never_exceeded_and_pays_for_at_least_a_step():
         total_steps(config, 200)
 
 
-def test_the_state_goes_through_named_tensors_unchanged(small_config):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_state_goes_through_named_tensors_unchanged(small_config, name):
     torch.manual_seed(0)
-    model = symboliclight.build(small_config)
-    optimizer = adamw(model, TrainConfig())
+    model, config = symboliclight.build(small_config), TrainConfig(optimizer=name)
+    made = optimizer(model, config)
     tokens = torch.randint(0, small_config.vocab_size, (1, 8))
 
-    def update(optimizer):
-        optimizer.zero_grad()
+    def update(made):
+        made.zero_grad()
         model(tokens)[0].square().mean().backward()
-        optimizer.step()
+        made.step()
         return [p.detach().clone() for p in model.parameters()]
 
-    update(optimizer)
+    update(made)
     start = {name: p.clone() for name, p in model.state_dict().items()}
-    tensors = {name: t.clone() for name, t in state_tensors(optimizer, model).items()}
-    expected = update(optimizer)
+    tensors = {name: t.clone() for name, t in state_tensors(made, model).items()}
+    assert {key.rpartition(":")[0] for key in tensors} == {name for name, _ in model.named_parameters()}
+    expected = update(made)
     model.load_state_dict(start)
-    other = adamw(model, TrainConfig())
+    other = optimizer(model, config)
     load_state_tensors(other, model, tensors)
     assert all(torch.equal(a, b) for a, b in zip(update(other), expected, strict=True))
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(small_config):
+    changed = replace(small_config, decay="input", conv=3, prior="dynamic")
+    model = symboliclight.build(changed)
+    hidden = {name.removesuffix(".weight") for name, p in model.named_parameters() if is_hidden(name, p)}
+    assert hidden == {f"blocks.{i}.{name}" for i in range(2) for name in BLOCK}
+    made = optimizer(model, TrainConfig(optimizer="muon"))
+    assert [len(g["params"]) for g in made.param_groups] == [14, 2, len(list(model.parameters())) - 16]
+    assert [g["weight_decay"] for g in made.param_groups] == [0.1, 0.1, 0.0]
+
+
+def test_an_update_of_muon_has_equal_singular_values_and_the_size_of_adamws(small_config):
+    torch.manual_seed(0)
+    model = symboliclight.build(small_config)
+    config = TrainConfig(optimizer="muon", weight_decay=0.0)
+    made, before = optimizer(model, config), model.blocks[0].ffn.up.weight.detach().clone()
+    for group in made.param_groups:
+        group["lr"] = 0.5
+    model(torch.randint(0, small_config.vocab_size, (4, 32)))[0].square().mean().backward()
+    made.step()
+    change = before - model.blocks[0].ffn.up.weight.detach()
+    singular = torch.linalg.svdvals(change)[:-1]  # normalised inputs have no part along their mean
+    assert singular.max() < 2 * singular.min()  # Newton-Schulz leaves them between about 0.7 and 1.2
+    assert change.square().mean().sqrt() == pytest.approx(0.5 * 0.2, rel=0.3)
+
+
+def test_a_torch_without_muon_is_told_in_one_line(small_config, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"train\.optimizer muon needs torch 2\.9 or newer, this is .*; upgrade torch"):
+        optimizer(symboliclight.build(small_config), TrainConfig(optimizer="muon"))
 
 
 @pytest.mark.parametrize("key", ["nowhere:exp_avg", "head.out.weight:exp_avg"])

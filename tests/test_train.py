@@ -303,8 +303,9 @@ def test_too_many_rollbacks_end_the_run_and_leave_the_last_good_checkpoint(run, 
     symboliclight.load(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_step_saves_and_can_be_resumed(run, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGINT, "adamw"), (signal.SIGTERM, "muon")])
+def test_a_signal_ends_the_step_saves_and_can_be_resumed(run, tmp_path, monkeypatch, number, optimizer):
+    run = with_train(run, optimizer=optimizer)
     whole = go(run, tmp_path / "whole")
     real = loop.step
 
@@ -324,6 +325,9 @@ def test_a_signal_ends_the_step_saves_and_can_be_resumed(run, tmp_path, monkeypa
     assert (done.steps, done.interrupted, done.loss) == (20, False, whole.loss)
     losses = [[line["loss"] for line in lines(tmp_path / name, "train")] for name in ("run", "whole")]
     assert losses[0] == losses[1]
+    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+        ends = [checkpoint.read_tensors(tmp_path / name / "last" / file)[0] for name in ("run", "whole")]
+        assert ends[0].keys() == ends[1].keys() and all(torch.equal(x, ends[1][key]) for key, x in ends[0].items())
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(run, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ class ModelConfig:
     v_clamp: float = 3.0  # encoder membrane stays in [-v_clamp, v_clamp]
     surrogate_alpha: float = 2.0  # steepness of the ATan surrogate
     lif_gradient: Literal["local", "bptt", "bptt_detached"] = "local"
-    learn_neuron: bool = False  # per-channel leak and threshold of the encoder are learned
+    learn_neuron: Literal[False, True, "all"] = False  # encoder: leak and threshold by channel; all: every site too
     # switches for science
     spike_source: Literal["lif", "threshold", "topk", "dense"] = "lif"
     encoder_threshold: float | None = None  # encoder only; None means v_threshold
@@ -60,6 +60,13 @@ class ModelConfig:
     learn_prior_weight: bool = False
     aux_layers: tuple[int, ...] = ()  # blocks (from 0) whose stream also feeds the shared head in training
     exit_entropy: float | None = None  # nats; early exit at inference, off by default (published: 0.3)
+    # switches of the V1+ search (docs/v1-plus.md)
+    residual: Literal["post", "pre"] = "post"  # pre: the stream grows, what is read of it is normalised
+    spike_fed: bool = False  # q, k, v and the up-projection read spikes
+    stream_threshold: float | None = None  # of all spikes of the stream; None means v_threshold
+    decay: Literal["head", "channel", "input"] = "head"  # who has a decay rate; input: heads, from each token's spikes
+    conv: int = 0  # tokens that a causal convolution by channel mixes into u, keys and values; 0: none
+    tie_embeddings: bool = False  # the head multiplies with the embedding
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "d_model", "n_layers", "n_heads", "head_dim", "d_ff", "max_seq_len", "v_threshold",
@@ -74,6 +81,9 @@ class ModelConfig:
         _require(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), got {self.dropout}")
         _require(0 < self.leak <= 1, f"model.leak must be in (0, 1], got {self.leak}")
         _require(0 < self.topk_rate <= 1, f"model.topk_rate must be in (0, 1], got {self.topk_rate}")
+        _require(self.stream_threshold is None or self.stream_threshold > 0,
+                 f"model.stream_threshold must be positive, got {self.stream_threshold}")
+        _require(self.conv == 0 or self.conv > 1, f"model.conv must be 0 or at least 2 tokens, got {self.conv}")
         bad = [i for i in self.aux_layers if not 0 <= i < self.n_layers - 1]
         _require(not bad, f"model.aux_layers must name inner layers 0..{self.n_layers - 2}, got {bad}")
 
@@ -107,6 +117,7 @@ class TrainConfig:
     z_loss: float = 1e-4
     aux_weight: float = 0.3  # weight of the mean auxiliary cross-entropy at model.aux_layers
     rate_weight: float = 0.0  # weight of the mean firing rate over all spike sites; 0: no such term
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks; AdamW for the rest
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # autocast dtype
     seed: int = 42
     log_every: int = 10  # steps
@@ -173,6 +184,19 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
+_SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings")
+
+
+def beyond_v1(config: ModelConfig) -> tuple[str, Any, Any] | None:
+    """The first switch of the V1+ search that is not V1's: its name, V1's value and this one; None if all are."""
+    if config.learn_neuron == "all":
+        return "learn_neuron", "true or false", "all"
+    for name in _SEARCH:
+        if (value := getattr(config, name)) != getattr(_V1_194M, name):
+            return name, getattr(_V1_194M, name), value
+    return None
+
+
 C = TypeVar("C")
 
 
@@ -197,7 +221,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast(type, hint), value, where)
     if origin is Literal:
         _require(value in args, f"{where} must be one of {', '.join(map(str, args))}, got {value!r}")
-        return value
+        return args[args.index(value)]
     if origin is types.UnionType:
         return None if value is None else _convert(next(a for a in args if a is not type(None)), value, where)
     if origin is tuple:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from symboliclight.errors import InputError
 from symboliclight.model.encoder import Shift
 from symboliclight.model.lm import SymbolicLight
+from symboliclight.model.mixer import written
 from symboliclight.sparsity import SparsityMeter
 
 NOT_COUNTED = ("comparisons with thresholds and clamps", "table look-ups (embeddings, rotary angles)",
@@ -170,7 +171,9 @@ class OperationMeter:
         columns = None if config.paths == "attention" else mixer.tcam.weight.detach().count_nonzero(0)
 
         def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            s, c, gate, _, position, past = inputs
+            s, c, gate, _, position, past, _ = inputs
+            for written_ in written(config):
+                self._each(f"{name}.conv_{written_}", c.numel(), macs=config.conv)
             if columns is not None:
                 self._linear(f"{name}.tcam", s, columns, config.d_model, True)
                 self._each(f"{name}.decay", c.numel(), macs=2)
@@ -195,8 +198,8 @@ class OperationMeter:
         self._on(ffn.activation, count)
 
     def _watch_head(self, head: Any) -> None:
-        columns, V = head.out.weight.detach().count_nonzero(0), len(head.out.weight)
-        self._on(head, lambda _, inputs, logits: self._linear("head.out", inputs[0], columns, V, True))
+        columns, V = head.weight.detach().count_nonzero(0), len(head.weight)
+        self._on(head, lambda _, inputs, logits: self._linear("head.out", inputs[0], columns, V, not head.tied))
         if head.prior == "static":
             self._on(head, lambda _, inputs, logits: self._each("head.prior", logits.numel(), acs=1))
         if head.prior != "dynamic":

@@ -1,7 +1,7 @@
-"""AdamW with its parameter groups, its state as named tensors, and the learning-rate schedule."""
+"""AdamW and Muon with their parameter groups, their state as named tensors, and the learning-rate schedule."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from symboliclight.config import TrainConfig
 from symboliclight.errors import InputError
 
-_UNDECAYED = ("prior_", "log_prior", "decay_raw", "attn_gate", "leak", "threshold")  # one name of a parameter's path
+_UNDECAYED = ("prior_", "log_prior", "decay_", "conv_", "attn_gate", "leak", "threshold")  # in a parameter's path
+_BLOCKS = ("blocks.", "transformer.h.")  # where the hidden matrices of both families are
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -17,9 +18,45 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part.startswith(_UNDECAYED) for part in name.split("."))
 
 
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters of `model` in two groups, with and without weight decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices of the blocks, AdamW for all else, as one optimiser with one state.
+
+    Its updates are scaled to the size of AdamW's, 0.2 √max(M, N), so that both take the same rate and weight decay
+    (arXiv 2502.16982). Raises `InputError` where torch has no Muon.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(f"train.optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; "
+                             "upgrade torch or take adamw")
+        matrices = {name: p for name, p in model.named_parameters() if p.requires_grad and is_hidden(name, p)}
+        muon = torch.optim.Muon(list(matrices.values()), lr=config.lr, weight_decay=config.weight_decay,
+                                adjust_lr_fn="match_rms_adamw")
+        rest = adamw(model, config, set(matrices))
+        self.parts = (muon, rest)
+        super().__init__([p for part in self.parts for group in part.param_groups for p in group["params"]], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        muon.state = rest.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for part in self.parts:
+            part.step()
+
+
+def is_hidden(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix of a block: what Muon takes, rather than embeddings, heads and vectors."""
+    return parameter.ndim == 2 and name.startswith(_BLOCKS) and decays(name, parameter)
+
+
+def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser that `config.optimizer` names."""
+    return Muon(model, config) if config.optimizer == "muon" else adamw(model, config)
+
+
+def adamw(model: nn.Module, config: TrainConfig, without: Collection[str] = ()) -> torch.optim.AdamW:
+    """AdamW over the parameters of `model` but those named in `without`, in two groups, with and without decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name not in without]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},

@@ -69,10 +69,10 @@ def domain_table(runs: list[dict[str, Any]]) -> str:
 
 
 def site_groups(evaluation: dict[str, Any]) -> dict[str, float]:
-    """Mean silent fraction of the three kinds of site, for a table; the chart shows each."""
+    """Mean silent fraction of every kind of site, for a table; the chart shows each."""
     sites = evaluation["sparsity"]["sites"]
     groups: dict[str, list[float]] = {}
-    kinds = {"encoder": "encoder", "blocks": "blocks", "ffn": "FFN"}
+    kinds = {"encoder": "encoder", "blocks": "blocks", "ffn": "FFN", "mixer": "mixer"}
     for name, silent in sites.items():
         groups.setdefault(kinds[name.split(".")[0]], []).append(silent)
     return {name: sum(values) / len(values) for name, values in groups.items()}

@@ -84,6 +84,8 @@ def test_the_file_holds_its_configuration_and_nothing_is_left_beside_it(exported
 @pytest.mark.parametrize(("changes", "single_file"), [
     ({"paths": "decay", "prior": "static", "learn_neuron": True, "ffn": "gelu"}, True),
     ({"paths": "attention", "gate": False, "n_anchors": 0, "spike_source": "topk", "prior": "none"}, False),
+    ({"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input", "conv": 3,
+      "tie_embeddings": True}, True),
 ], ids=str)
 def test_switches_are_exported_and_large_weights_lie_beside_the_file(small_config, tmp_path, monkeypatch,
                                                                      changes, single_file):

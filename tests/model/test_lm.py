@@ -19,6 +19,15 @@ SWITCHES = {
     "dense twin": {"spike_source": "dense", "ffn": "gelu", "block_spikes": False}, "aux": {"aux_layers": (0, 1)},
     "silent": {"v_threshold": 2.1}, "no window": {"window": 0}, "no anchors": {"n_anchors": 0},
     "no norm": {"norm": "none"},
+    "pre-norm": {"residual": "pre"}, "spike-fed": {"spike_fed": True}, "stream": {"stream_threshold": 1.3},
+    "all thresholds": {"learn_neuron": "all"}, "channel decay": {"decay": "channel"}, "input decay": {"decay": "input"},
+    "conv": {"conv": 3}, "conv, decay": {"conv": 4, "paths": "decay"},
+    "conv, attention": {"conv": 2, "paths": "attention"},
+    "tied": {"tie_embeddings": True}, "tied, static": {"tie_embeddings": True, "prior": "static"},
+    "search": {"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input",
+               "conv": 3, "tie_embeddings": True},
+    "its twin": {"residual": "pre", "spike_fed": True, "decay": "channel", "conv": 3, "spike_source": "dense",
+                 "ffn": "gelu", "block_spikes": False},
 }
 
 

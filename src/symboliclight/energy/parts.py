@@ -8,14 +8,14 @@ Legend: B sequences that share one reading of the weights, D d_model, V vocab_si
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from symboliclight.config import ModelConfig
 from symboliclight.energy.constants import Arithmetic
 from symboliclight.errors import InputError
 
-Kind = Literal["linear", "lookup", "norm", "membrane", "decay", "attention", "elementwise"]
+Kind = Literal["linear", "lookup", "norm", "membrane", "decay", "attention", "elementwise", "convolution"]
 Dataflow = Literal["gather", "scatter"]
 DATAFLOWS: tuple[Dataflow, ...] = ("gather", "scatter")
 
@@ -62,9 +62,12 @@ def _norm(D: int) -> Shape:
     return Shape("norm", D, D, macs=3 * D, acs=2 * D, extra=2 * D)
 
 
-def _stream_norm(c: ModelConfig) -> Shape:
+def _stream_norm(c: ModelConfig, spikes: bool) -> Shape:
+    """The norm of the stream, and the thresholds of what spikes right after it."""
     D = c.d_model
-    return _norm(D) if c.norm == "layer" else Shape("norm", D, D, acs=D, extra=D)
+    learned = D if spikes and c.block_spikes and c.learn_neuron == "all" else 0
+    both = _norm(D) if c.norm == "layer" else Shape("norm", D, D, acs=D, extra=D)
+    return replace(both, extra=both.extra + learned)
 
 
 def _symboliclight(c: ModelConfig) -> dict[str, Shape]:
@@ -72,12 +75,16 @@ def _symboliclight(c: ModelConfig) -> dict[str, Shape]:
     parts = {"encoder.embedding": Shape("lookup", 1, D, extra=D), "encoder.norm": _norm(D)}
     if c.spike_source == "lif":
         parts["encoder.neuron"] = Shape("membrane", D, D, macs=D, extra=2 * D if c.learn_neuron else 0)
-    before, norm = None if c.spike_source == "dense" else "encoder", _stream_norm(c)
+    before = None if c.spike_source == "dense" else "encoder"
     for i in range(c.n_layers):
         parts |= _mixer(c, f"blocks.{i}.mixer", before)
         name, hidden = f"blocks.{i}.ffn", f"ffn.{i}" if c.ffn == "spike" else None
-        parts |= {f"{name}.up": Shape("linear", D, F), f"{name}.down": Shape("linear", F, D, hidden),
-                  f"{name}.residual": Shape("elementwise", D, D, acs=D), f"{name}.norm": norm}
+        middle = f"mixer.{i}" if c.spike_fed and c.block_spikes else None
+        thresholds = F if hidden and c.learn_neuron == "all" else 0
+        parts |= {f"{name}.up": Shape("linear", D, F, middle, extra=thresholds),
+                  f"{name}.down": Shape("linear", F, D, hidden),
+                  f"{name}.residual": Shape("elementwise", D, D, acs=D),
+                  f"{name}.norm": _stream_norm(c, i < c.n_layers - 1)}
         before = f"blocks.{i}" if c.block_spikes else None
     parts["head.out"] = Shape("linear", D, V)
     if c.prior == "dynamic":
@@ -92,16 +99,22 @@ def _symboliclight(c: ModelConfig) -> dict[str, Shape]:
 def _mixer(c: ModelConfig, name: str, site: str | None) -> dict[str, Shape]:
     D, parts = c.d_model, {}
     if c.paths != "attention":
+        rates = D if c.decay == "channel" else c.n_heads
         parts = {f"{name}.tcam": Shape("linear", D, D, site),
-                 f"{name}.decay": Shape("decay", D, D, macs=2 * D, extra=c.n_heads)}
+                 f"{name}.decay": Shape("decay", D, D, macs=2 * D, extra=rates)}
+        if c.decay == "input":
+            parts[f"{name}.decay_gate"] = Shape("linear", D, c.n_heads, site)
     if c.paths != "decay":
-        parts |= {f"{name}.{x}": Shape("linear", D, D) for x in "qkv"}
+        parts |= {f"{name}.{x}": Shape("linear", D, D, site if c.spike_fed else None) for x in "qkv"}
         parts |= {f"{name}.rope": Shape("elementwise", 2 * D, 2 * D, macs=4 * D),
                   f"{name}.attention": Shape("attention", D, D)}
     if c.paths == "both":
         parts[f"{name}.fuse"] = Shape("elementwise", 2 * D, D, macs=D, acs=D, extra=1)
+    if c.conv:
+        written = {"both": "ukv", "decay": "u", "attention": "kv"}[c.paths]
+        parts |= {f"{name}.conv_{x}": Shape("convolution", D, D, macs=c.conv * D, extra=c.conv * D) for x in written}
     return parts | {f"{name}.out": Shape("linear", D, D), f"{name}.residual": Shape("elementwise", D, D, acs=D),
-                    f"{name}.norm": _stream_norm(c)}
+                    f"{name}.norm": _stream_norm(c, c.spike_fed)}
 
 
 def _gpt2(c: ModelConfig) -> dict[str, Shape]:
@@ -168,6 +181,8 @@ def traffic(
         return Traffic(stored + read * a.value_bytes, activations=part.inputs / 8 + outputs, sums=sums)
     if part.kind == "attention":  # every product reads one element; the token adds its own key and value
         return Traffic(keys=(cost.macs + 2 * part.inputs) * a.value_bytes)
+    if part.kind == "convolution":  # its last inputs are read and one is written
+        return Traffic(stored, state=part.macs * a.value_bytes)
     if part.kind in ("membrane", "decay"):
         return Traffic(stored, state=2 * part.inputs * a.sum_bytes)
     return Traffic(stored)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from symboliclight import checkpoint
-from symboliclight.config import ModelConfig
+from symboliclight.config import ModelConfig, beyond_v1
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.pack import (
     FORMAT,
@@ -243,6 +243,9 @@ def _check_config(c: ModelConfig, tensors: int, file: Path) -> None:
         raise InputError(f"the runtime runs symboliclight models, {file.parent} holds {c.family}; use the torch model")
     if c.norm != "layer":
         raise InputError(f"the runtime needs model.norm layer, {file.parent} has {c.norm}; use the torch model")
+    if (found := beyond_v1(c)) is not None:
+        name, ours, theirs = found
+        raise InputError(f"the runtime needs model.{name} {ours}, {file.parent} has {theirs}; use the torch model")
     if c.n_layers > tensors:
         raise InputError(f"{file} has {tensors} tensors, too few for model.n_layers {c.n_layers}; "
                          "restore all from the same checkpoint")

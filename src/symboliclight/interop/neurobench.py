@@ -79,7 +79,8 @@ def _shown(model: Any) -> Iterator[None]:
             handles.append(block.mixer.register_forward_pre_hook(lambda _, inputs, tcam=tcam: _call(tcam, inputs[0])))
         down = block.ffn.down
         handles.append(block.ffn.activation.register_forward_hook(lambda _, inputs, f, down=down: _call(down, f)))
-    handles.append(head.register_forward_pre_hook(lambda _, inputs: _call(head.out, inputs[0])))
+    if not head.tied:  # an embedding is no linear map to NeuroBench
+        handles.append(head.register_forward_pre_hook(lambda _, inputs: _call(head.out, inputs[0])))
     if head.prior == "dynamic":
         handles.append(head.prior_down.register_forward_hook(
             lambda _, inputs, x: _call(head.prior_up, head.prior_weight * F.gelu(x))))

@@ -4,21 +4,36 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.ops import lif_scan, spike, topk_mask
+from symboliclight.ops import event_linear, lif_scan, spike, topk_mask
 
 
 class Spike(nn.Module):
-    """A memoryless spike site s = 1[v >= θ]; a module so that each site can be found and measured by name."""
+    """A memoryless spike site s = 1[v >= θ]; a module so that each site can be found and measured by name.
+
+    With `learn_neuron="all"` θ is a channel's own and stays positive: θ e^w, where w starts at 0.
+    """
 
     threshold: Tensor
 
-    def __init__(self, threshold: float, alpha: float) -> None:
+    def __init__(self, config: ModelConfig, units: int, threshold: float, fixed: bool = False) -> None:
         super().__init__()
-        self.alpha = alpha
+        learned = config.learn_neuron == "all" and not fixed
+        self.alpha, self.start = config.surrogate_alpha, threshold
         self.register_buffer("threshold", torch.tensor(threshold), persistent=False)
+        self.threshold_log = nn.Parameter(torch.zeros(units)) if learned else None
 
     def forward(self, v: Tensor) -> Tensor:
-        return spike(v, self.threshold, self.alpha)
+        return spike(v, _scaled(self.threshold, self.threshold_log), self.alpha)
+
+
+def _scaled(threshold: Tensor, log: Tensor | None) -> Tensor:
+    return threshold if log is None else threshold * log.exp()
+
+
+def stream_spike(config: ModelConfig, fixed: bool = False) -> nn.Module:
+    """Spikes of the (normalised) stream; the dense twin hands on the stream itself. fixed: nothing is learned here."""
+    threshold = config.v_threshold if config.stream_threshold is None else config.stream_threshold
+    return Spike(config, config.d_model, threshold, fixed) if config.block_spikes else nn.Identity()
 
 
 class Shift(nn.Module):
@@ -35,6 +50,18 @@ class Shift(nn.Module):
 def stream_norm(config: ModelConfig) -> nn.Module:
     """What the residual stream passes through after each of its sums."""
     return nn.LayerNorm(config.d_model) if config.norm == "layer" else Shift(config.d_model)
+
+
+class EventLinear(nn.Linear):
+    """A matrix that reads spikes: the sum of its active columns, wherever that is faster."""
+
+    def forward(self, s: Tensor) -> Tensor:
+        return event_linear(s, self.weight)
+
+
+def reader(config: ModelConfig, outputs: int) -> nn.Linear:
+    """A matrix that reads the stream, or its spikes with `spike_fed`."""
+    return (EventLinear if config.spike_fed else nn.Linear)(config.d_model, outputs, bias=False)
 
 
 def branch_end(config: ModelConfig, inputs: int) -> nn.Linear:
@@ -56,18 +83,19 @@ class Neuron(nn.Module):
         threshold = config.v_threshold if config.encoder_threshold is None else config.encoder_threshold
         for name, start in (("leak", config.leak), ("threshold", threshold)):
             value = torch.full((config.d_model,), start)
-            if config.learn_neuron:
+            if config.learn_neuron is True or (config.learn_neuron and name == "leak"):
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value, persistent=False)
+        self.threshold_log = nn.Parameter(torch.zeros(config.d_model)) if config.learn_neuron == "all" else None
 
     def forward(self, x: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D), membrane (B, D) -> spikes (B, T, D), membrane after the last reset (B, D)."""
-        c = self.config
+        c, threshold = self.config, _scaled(self.threshold, self.threshold_log)
         if c.spike_source == "lif":
-            return lif_scan(x, membrane, self.leak, self.threshold, c.surrogate_alpha, c.v_clamp, c.lif_gradient)
+            return lif_scan(x, membrane, self.leak, threshold, c.surrogate_alpha, c.v_clamp, c.lif_gradient)
         if c.spike_source == "threshold":
-            return spike(x, self.threshold, c.surrogate_alpha), membrane
+            return spike(x, threshold, c.surrogate_alpha), membrane
         if c.spike_source == "topk":
             return topk_mask(x, c.topk_rate, c.surrogate_alpha), membrane
         return x, membrane

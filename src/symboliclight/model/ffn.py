@@ -4,23 +4,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Spike, branch_end, stream_norm
+from symboliclight.model.encoder import Spike, branch_end, reader, stream_norm, stream_spike
 from symboliclight.ops import dropout, event_linear
 
 
 class FeedForward(nn.Module):
-    """c <- norm(c + W_down f),  f = 1[W_up c >= θ], or GELU(W_up c) as the control."""
+    """c <- norm(c + W_down f),  f = 1[W_up c >= θ], or GELU(W_up c) as the control.
+
+    With `residual="pre"` c <- c + W_down f, and W_up reads what the norm of the mixer makes of c; with `spike_fed` it
+    reads spikes of that.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.activation = Spike(config.v_threshold, config.surrogate_alpha) if config.ffn == "spike" else nn.GELU()
+        self.spike = stream_spike(config) if config.spike_fed else nn.Identity()
+        self.up = reader(config, config.d_ff)
+        self.activation = Spike(config, config.d_ff, config.v_threshold) if config.ffn == "spike" else nn.GELU()
         self.down = branch_end(config, config.d_ff)
         self.dropout = config.dropout
         self.norm = stream_norm(config)
+        self.pre = config.residual == "pre"
 
-    def forward(self, c: Tensor) -> Tensor:
-        """c (B, T, D) -> c (B, T, D)."""
-        f = dropout(self.activation(self.up(c)), self.dropout, self.training)
+    def forward(self, c: Tensor, n: Tensor | None = None) -> Tensor:
+        """c (B, T, D), and n where that is not what is read -> c (B, T, D)."""
+        f = dropout(self.activation(self.up(self.spike(c if n is None else n))), self.dropout, self.training)
         linear = event_linear if isinstance(self.activation, Spike) else F.linear
-        return self.norm(c + linear(f, self.down.weight))
+        c = c + linear(f, self.down.weight)
+        return c if self.pre else self.norm(c)

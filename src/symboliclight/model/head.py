@@ -8,15 +8,20 @@ from symboliclight.config import ModelConfig
 
 
 class Head(nn.Module):
-    """logits = W_o c + w · W_2 GELU(W_1 c); the static prior adds w · b instead, `none` adds nothing."""
+    """logits = W_o c + w · W_2 GELU(W_1 c); the static prior adds w · b instead, `none` adds nothing.
+
+    With `tie_embeddings` W_o is the embedding, held here out of sight of the state dict, which has it once.
+    """
 
     prior_weight: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, embedding: nn.Embedding) -> None:
         super().__init__()
         D, V = config.d_model, config.vocab_size
         self.prior = config.prior
-        self.out = nn.Linear(D, V, bias=False)
+        self.tied = (embedding,) if config.tie_embeddings else ()
+        if not self.tied:
+            self.out = nn.Linear(D, V, bias=False)
         if config.prior == "dynamic":
             self.prior_down = nn.Linear(D, D // 4, bias=False)
             self.prior_up = nn.Linear(D // 4, V, bias=False)
@@ -28,13 +33,18 @@ class Head(nn.Module):
         else:
             self.register_buffer("prior_weight", weight, persistent=False)
 
+    @property
+    def weight(self) -> Tensor:
+        """W_o (V, D)."""
+        return self.tied[0].weight if self.tied else self.out.weight
+
     def terms(self, c: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         """Features f_k, weights W_k and bias b with logits = Σ f_k W_kᵀ + b: what the training loss consumes."""
         if self.prior == "dynamic":
             prior = self.prior_weight * F.gelu(self.prior_down(c))
-            return [c, prior], [self.out.weight, self.prior_up.weight], None
+            return [c, prior], [self.weight, self.prior_up.weight], None
         bias = self.prior_weight * self.log_prior if self.prior == "static" else None
-        return [c], [self.out.weight], bias
+        return [c], [self.weight], bias
 
     def forward(self, c: Tensor) -> Tensor:
         """c (..., D) -> logits (..., V)."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Encoder, Spike
+from symboliclight.model.encoder import Encoder, stream_spike
 from symboliclight.model.ffn import FeedForward
 from symboliclight.model.head import Head
 from symboliclight.model.mixer import Mixer
@@ -15,12 +15,11 @@ from symboliclight.ops.rope import rope_tables
 class Block(nn.Module):
     """Mixer, feed-forward, and the spikes that feed the next block."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, last: bool) -> None:
         super().__init__()
         self.mixer = Mixer(config)
         self.ffn = FeedForward(config)
-        spike = Spike(config.v_threshold, config.surrogate_alpha)
-        self.spike: nn.Module = spike if config.block_spikes else nn.Identity()
+        self.spike = stream_spike(config, fixed=last)  # nothing reads the last spikes, so nothing teaches them
 
 
 class SymbolicLight(nn.Module):
@@ -30,8 +29,8 @@ class SymbolicLight(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.head = Head(config)
+        self.blocks = nn.ModuleList(Block(config, i == config.n_layers - 1) for i in range(config.n_layers))
+        self.head = Head(config, self.encoder.embedding)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=config.init_std * getattr(module, "init_scale", 1.0))
@@ -50,6 +49,7 @@ class SymbolicLight(nn.Module):
         s, c, membrane = self.encoder(tokens, state.v, None if present is None else present[..., None])
         at = state.position[:, None] + torch.arange(T, device=tokens.device)
         tables = rope_tables(at, config.head_dim, config.rope_base, c.dtype)
+        n, pre = c, config.residual == "pre"  # what is read of the stream c
         layers: list[LayerState] = []
         aux: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -57,16 +57,18 @@ class SymbolicLight(nn.Module):
             gate = s.amax(-1) > 0 if config.gate else torch.ones_like(tokens, dtype=torch.bool)
             if present is not None:
                 gate, s = gate & present, s * present[..., None]
-            c, layer = block.mixer(s, c, gate, tables, state.position, state.layers[i])
-            c = block.ffn(c)
-            s = block.spike(c)
+                n = n * present[..., None] if config.conv else n  # a convolution would carry absent tokens on
+            c, layer = block.mixer(s, c, gate, tables, state.position, state.layers[i], n)
+            c = block.ffn(c, block.mixer.norm(c) if pre else c)
+            n = block.ffn.norm(c) if pre else c
+            s = block.spike(n)
             layers.append(layer)
             if i in config.aux_layers:
-                aux.append(c)
-            if config.exit_entropy is not None and not self.training and self._certain(c):
+                aux.append(n)
+            if config.exit_entropy is not None and not self.training and self._certain(n):
                 layers += [past.skip(T) for past in state.layers[i + 1 :]]
                 break
-        return c, aux, State(state.position + T, membrane, layers)
+        return n, aux, State(state.position + T, membrane, layers)
 
     def initial_state(self, batch_size: int, padding: Tensor | None = None) -> State:
         """The state before the first token; `padding` (B,) counts absent tokens on the left of each row."""

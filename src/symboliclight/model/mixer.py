@@ -4,13 +4,16 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import branch_end, stream_norm
+from symboliclight.model.encoder import EventLinear, branch_end, reader, stream_norm
 from symboliclight.model.state import LayerState
-from symboliclight.ops import decay_scan, dropout, event_linear, rope, window_attention
+from symboliclight.ops import causal_conv, decay_scan, dropout, event_linear, gated_scan, rope, window_attention
 
 
 class Mixer(nn.Module):
-    """c <- norm(c + W_out o),  o = a · attention(c) + (1 - a) · decay(s), or the one path that is on."""
+    """c <- norm(c + W_out o),  o = a · attention(c) + (1 - a) · decay(s), or the one path that is on.
+
+    With `residual="pre"` c <- c + W_out o, and attention reads the normalised stream n; with `spike_fed` it reads s.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -18,31 +21,46 @@ class Mixer(nn.Module):
         D = config.d_model
         if config.paths != "attention":
             self.tcam = nn.Linear(D, D, bias=False)
-            self.decay_raw = nn.Parameter(torch.full((config.n_heads,), 3.0))
+            self.decay_raw = nn.Parameter(torch.full((D if config.decay == "channel" else config.n_heads,), 3.0))
+        if config.paths != "attention" and config.decay == "input":
+            self.decay_gate = EventLinear(D, config.n_heads, bias=False)
         if config.paths != "decay":
-            self.q = nn.Linear(D, D, bias=False)
-            self.k = nn.Linear(D, D, bias=False)
-            self.v = nn.Linear(D, D, bias=False)
+            self.q, self.k, self.v = reader(config, D), reader(config, D), reader(config, D)
+        for name in written(config):
+            taps = torch.zeros(config.conv, D)
+            taps[0] = 1  # at first every token is itself
+            self.register_parameter(f"conv_{name}", nn.Parameter(taps))
         if config.paths == "both":
             self.attn_gate = nn.Parameter(torch.zeros(1))
         self.out = branch_end(config, D)
         self.norm = stream_norm(config)
 
     def forward(
-        self, s: Tensor, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState
+        self, s: Tensor, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState,
+        n: Tensor | None = None,
     ) -> tuple[Tensor, LayerState]:
-        """s, c (B, T, D), gate (B, T) bool, position (B,) of the first token -> c (B, T, D) and the new past."""
+        """s, c (B, T, D), gate (B, T) bool, position (B,) of the first token, and n (B, T, D) where c is not what is
+        read -> c (B, T, D) and the new past."""
         paths, new = self.config.paths, LayerState()
         decay = self.remember(s, past, new) if paths != "attention" else None
-        attention = self.attend(c, gate, tables, position, past, new) if paths != "decay" else None
+        read = s if self.config.spike_fed else c if n is None else n
+        attention = self.attend(read, gate, tables, position, past, new) if paths != "decay" else None
         return self.join(c, decay, attention), new
 
     def remember(self, s: Tensor, past: LayerState, new: LayerState) -> Tensor:
         """The decay path: s (B, T, D) -> (B, T, H, K); fills its part of `new`."""
         assert past.h is not None
-        u = event_linear(s, self.tcam.weight).view(self._heads(s))
-        decay, new.h = decay_scan(u, self.decay_raw.sigmoid(), past.h)
-        return decay
+        u = self._convolve("u", event_linear(s, self.tcam.weight), past, new)
+        if self.config.decay == "channel":  # heads of width 1
+            h, last = decay_scan(u[..., None], self.decay_raw.sigmoid(), past.h.flatten(1)[..., None])
+            new.h = last.view(past.h.shape)
+            return h.view(self._heads(s))
+        u = u.view(self._heads(s))
+        if self.config.decay == "input":
+            h, new.h = gated_scan(u, self.decay_raw + self.decay_gate(s).to(past.h.dtype), past.h)
+        else:
+            h, new.h = decay_scan(u, self.decay_raw.sigmoid(), past.h)
+        return h
 
     def attend(
         self, c: Tensor, gate: Tensor, tables: tuple[Tensor, Tensor], position: Tensor, past: LayerState,
@@ -50,16 +68,26 @@ class Mixer(nn.Module):
     ) -> Tensor:
         """The attention path: c (B, T, D) -> (B, T, H, K); fills its part of `new`."""
         heads = self._heads(c)
-        q, k = rope(self.q(c).view(heads), tables), rope(self.k(c).view(heads), tables)
-        return self._window(q, k, self.v(c).view(heads), gate, position, past, new)
+        k, v = self._convolve("k", self.k(c), past, new), self._convolve("v", self.v(c), past, new)
+        q, k = rope(self.q(c).view(heads), tables), rope(k.view(heads), tables)
+        return self._window(q, k, v.view(heads), gate, position, past, new)
 
     def join(self, c: Tensor, decay: Tensor | None, attention: Tensor | None) -> Tensor:
-        """Mix, project, add to the residual stream c (B, T, D) and normalise."""
+        """Mix, project, add to the residual stream c (B, T, D) and, unless it grows, normalise."""
         if decay is not None and attention is not None:
             o = torch.lerp(decay, attention, self.attn_gate.sigmoid().to(decay.dtype))
         else:
             o = decay if attention is None else attention  # type: ignore[assignment]
-        return self.norm(c + self.out(dropout(o.reshape(c.shape), self.config.dropout, self.training)))
+        c = c + self.out(dropout(o.reshape(c.shape), self.config.dropout, self.training))
+        return c if self.config.residual == "pre" else self.norm(c)
+
+    def _convolve(self, name: str, x: Tensor, past: LayerState, new: LayerState) -> Tensor:
+        """x (B, T, D) with its last tokens mixed in, where the configuration asks for it; fills its part of `new`."""
+        if not self.config.conv:
+            return x
+        y, tail = causal_conv(x, self.get_parameter(f"conv_{name}"), getattr(past, f"{name}_tail"))
+        setattr(new, f"{name}_tail", tail)
+        return y
 
     def _heads(self, x: Tensor) -> tuple[int, ...]:
         return (*x.shape[:-1], self.config.n_heads, self.config.head_dim)
@@ -80,6 +108,12 @@ class Mixer(nn.Module):
         W = self.config.window
         new.k, new.v, new.gate = _last(keys, W), _last(values, W), _last(open_, W)
         return window_attention(q, keys, values, open_, new.anchor_k, new.anchor_v, new.anchor_gate, position, W)
+
+
+def written(config: ModelConfig) -> tuple[str, ...]:
+    """What a mixer writes to its memories and a convolution passes over: input u of the decay, keys and values."""
+    paths = {"both": ("u", "k", "v"), "decay": ("u",), "attention": ("k", "v")}
+    return paths[config.paths] if config.conv else ()
 
 
 def _anchors(old: Tensor | None, x: Tensor, columns: Tensor, here: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The bounded state of running sequences: everything the past leaves behind, in tensors of fixed size.
 
 v is the encoder membrane after reset; a layer keeps its decay state h, the last W keys, values and gate bits in
-time order (gate off where nothing was seen yet) and the A anchors. `position` counts tokens already read and is
-negative while a row still reads its left padding: tokens at negative positions are absent and leave no trace.
+time order (gate off where nothing was seen yet), the A anchors, and what a convolution still needs of the last tokens.
+`position` counts tokens already read and is negative while a row still reads its left padding: tokens at negative
+positions are absent and leave no trace.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from symboliclight.config import ModelConfig
 
 @dataclass
 class LayerState:
-    """One mixer's past; `h` is None without the decay path, the rest without the attention path."""
+    """One mixer's past; `h` is None without the decay path, keys and values without the attention path."""
 
     h: Tensor | None = None  # (B, H, K) float32
     k: Tensor | None = None  # (B, R, H, K), R <= W; W after any call
@@ -25,14 +26,15 @@ class LayerState:
     anchor_k: Tensor | None = None  # (B, A, H, K)
     anchor_v: Tensor | None = None  # (B, A, H, K)
     anchor_gate: Tensor | None = None  # (B, A) bool
+    u_tail: Tensor | None = None  # (B, conv - 1, D), as are the two others: the last inputs of each convolution
+    k_tail: Tensor | None = None
+    v_tail: Tensor | None = None
 
     def skip(self, steps: int) -> "LayerState":
         """This layer after `steps` tokens that never reached it (early exit): unseen keys, memory as it was."""
-        if self.k is None or self.v is None or self.gate is None:
-            return self
-        k, v, gate = (torch.cat([x, x.new_zeros(len(x), steps, *x.shape[2:])], 1)[:, -x.shape[1] :]
-                      for x in (self.k, self.v, self.gate))
-        return LayerState(self.h, k, v, gate, self.anchor_k, self.anchor_v, self.anchor_gate)
+        moved = {name: torch.cat([x, x.new_zeros(len(x), steps, *x.shape[2:])], 1)[:, -x.shape[1] :]
+                 for name in ("k", "v", "gate", "u_tail", "k_tail", "v_tail") if (x := getattr(self, name)) is not None}
+        return replace(self, **moved)
 
 
 @dataclass
@@ -102,5 +104,9 @@ def initial_state(config: ModelConfig, padding: Tensor, dtype: torch.dtype) -> S
             layer.k, layer.v, layer.gate = zeros(W, H, K), zeros(W, H, K), zeros(W, dtype=torch.bool)
             layer.anchor_k, layer.anchor_v = zeros(A, H, K), zeros(A, H, K)
             layer.anchor_gate = zeros(A, dtype=torch.bool)
+        if config.conv:
+            tails = {"u": config.paths != "attention", "k": config.paths != "decay", "v": config.paths != "decay"}
+            for name in [name for name, there in tails.items() if there]:
+                setattr(layer, f"{name}_tail", zeros(config.conv - 1, config.d_model))
         layers.append(layer)
     return State(-padding.long(), zeros(config.d_model, dtype=wide), layers)

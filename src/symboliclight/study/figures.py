@@ -119,6 +119,8 @@ def silence(e: Evidence, form: str) -> bytes:
         names = list(bodies[0]["sparsity"]["trained"]["sites"])
         for kind, (colour, label) in SITES.items():
             own = [site for site in names if site.split(".")[0] == kind]
+            if not own:
+                continue
             for when, face in (("start", "white"), ("trained", colour)):
                 tables = [body["sparsity"][when] for body in bodies]
                 x = [-1 if site == "encoder" else int(site.split(".")[1]) for site in own]
@@ -127,7 +129,7 @@ def silence(e: Evidence, form: str) -> bytes:
                               color=colour, mfc=face, ms=4, label=label if when == "trained" else None)
                 buckets = zip(*(t["positions"] for t in tables), strict=True)
                 means = [spread([m for b in bucket if (m := kind_mean(b["sites"], kind)) is not None]).mean
-                         for bucket in buckets] if own else []
+                         for bucket in buckets]
                 right.plot(means, "o-" if when == "trained" else "o:", color=colour, mfc=face, ms=4)
         layers = sorted({int(site.split(".")[1]) for site in names if "." in site})
         left.set_xticks([-1, *layers], ["input", *map(str, layers)])

@@ -23,7 +23,7 @@ from symboliclight.data import Batches, Shards
 from symboliclight.errors import Diverged, InputError
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
-from symboliclight.optim import adamw, learning_rate, load_state_tensors, state_tensors, total_steps
+from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
 from symboliclight.train import folder
 from symboliclight.train.folder import Progress
 from symboliclight.train.log import Log, progress_bar
@@ -94,7 +94,7 @@ class _Trainer:
         self.total = total_steps(run.train, run.data.seq_len)
         torch.manual_seed(run.train.seed)
         self.model = build(run.model).to(device).train()
-        self.optimizer = adamw(self.model, run.train)
+        self.optimizer = optimizer(self.model, run.train)
         self.progress = Progress()
         self.log = Log(directory, tensorboard)
         self.saved = -1  # step of the newest checkpoint

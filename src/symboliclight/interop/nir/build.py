@@ -14,7 +14,7 @@ from itertools import pairwise
 import nir
 import numpy as np
 
-from symboliclight.config import ModelConfig, to_dict
+from symboliclight.config import ModelConfig, beyond_v1, to_dict
 from symboliclight.errors import InputError
 from symboliclight.interop.nir.files import STEP_SECONDS, Export, Host, Part, Site, below
 
@@ -43,6 +43,9 @@ def build(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Export:
 def _refuse(c: ModelConfig) -> None:
     if c.family != "symboliclight":
         raise InputError(f"only the symboliclight family spikes; a {c.family} has no NIR form")
+    if (found := beyond_v1(c)) is not None:
+        name, ours, theirs = found
+        raise InputError(f"export to NIR needs model.{name} {ours}, this model has {theirs}")
     if c.exit_entropy is not None:
         raise InputError("a graph has one depth and cannot exit early; set exit_entropy to null in config.json")
     if c.spike_source in ("topk", "dense"):

@@ -82,7 +82,7 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """The linear part of the head (V, D)."""
-        return self.head.out
+        return self.encoder.embedding if self.config.tie_embeddings else self.head.out
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Refused where it would change anything: embedding, head and prior are made for one tokenizer."""
@@ -99,6 +99,8 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of what a module holds itself, as its constructor sets them; what was loaded is left alone."""
         config, init = self.config, nn.init
+        if isinstance(module, (Neuron, Spike)) and module.threshold_log is not None:
+            init.zeros_(module.threshold_log)
         if isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=config.init_std * getattr(module, "init_scale", 1.0))
         elif isinstance(module, nn.LayerNorm):
@@ -111,10 +113,12 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
             init.constant_(module.threshold, config.v_threshold if own is None else own)
             init.constant_(module.leak, config.leak)
         elif isinstance(module, Spike):
-            init.constant_(module.threshold, config.v_threshold)
+            init.constant_(module.threshold, module.start)
         elif isinstance(module, Mixer):
             for name, parameter in module.named_parameters(recurse=False):
-                init.constant_(parameter, {"decay_raw": 3.0, "attn_gate": 0.0}[name])
+                init.constant_(parameter, 3.0 if name == "decay_raw" else 0.0)
+                if name.startswith("conv_"):
+                    init.ones_(parameter[0])
         elif isinstance(module, Head):
             init.constant_(module.prior_weight, config.prior_weight)
             if config.prior == "static":
