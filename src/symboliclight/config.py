@@ -152,8 +152,9 @@ class RunConfig:
 _V1_194M = ModelConfig()
 _TINY = ModelConfig(vocab_size=4096, d_model=128, n_layers=4, n_heads=4, head_dim=32, d_ff=640, max_seq_len=256,
                     window=64, dropout=0.0)
+# init_std 0.02 sqrt(768 / 192): hidden units start as silent as those of v1-194m; at 0.02 nearly none ever fires
 _MINI = ModelConfig(vocab_size=8192, d_model=192, n_layers=6, n_heads=3, head_dim=64, d_ff=1024, max_seq_len=512,
-                    window=128, dropout=0.0)
+                    window=128, dropout=0.0, init_std=0.04)
 
 
 def _gpt2(vocab_size: int, n_layers: int, n_heads: int, head_dim: int, max_seq_len: int, dropout: float) -> ModelConfig:
