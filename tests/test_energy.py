@@ -13,7 +13,7 @@ from symboliclight import cli
 from symboliclight.config import preset
 from symboliclight.energy import account, counters
 from symboliclight.energy.constants import ARITHMETIC, MEMORY
-from symboliclight.energy.parts import Cost, Shape, expand_rates, layout, traffic, visible_keys
+from symboliclight.energy.parts import Cost, Shape, expand_rates, layout, spike_fed_share, traffic, visible_keys
 from symboliclight.errors import InputError
 from symboliclight.operations import OperationMeter
 
@@ -76,6 +76,12 @@ def test_spikes_feed_all_that_spike_fed_names(small_config):
     assert layout(config)["blocks.0.ffn.up"].site == "mixer.0" and layout(config)["blocks.1.mixer.q"].site == "blocks.0"
     learned = [layout(config)[f"blocks.{name}"].extra for name in ("1.ffn.up", "0.ffn.norm", "1.ffn.norm")]
     assert learned == [F, 2 * D + D, 2 * D]  # nobody reads the last spikes
+
+
+def test_the_share_that_spikes_feed():
+    assert spike_fed_share(preset("v1-194m")) == pytest.approx(0.285, abs=5e-4)  # as published
+    assert spike_fed_share(replace(preset("v1-194m"), spike_fed=True)) == pytest.approx(0.661, abs=5e-4)
+    assert spike_fed_share(preset("gpt2-mini")) == 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"spike_fed": True, "residual": "pre", "tie_embeddings": True,

@@ -62,6 +62,7 @@ def test_runs_are_chosen_by_group_label_and_budget(study_file):
     ('label = "v1"', 'label = "V1/a"', "label must consist of"),
     ('preset = "tiny"', "preset = [", "is not valid TOML"),
     ('name = "small"', "", "name is missing"),
+    ('name = "small"', 'name = "small"\nsplit = "train"', "split must be test or validation, got 'train'"),
     ('name = "small"', 'name = "small"\nreference = "v2"', "compares with 'v2', but no run has that label"),
 ])
 def test_what_is_wrong_is_named(study_file, old, new, message):
@@ -69,6 +70,15 @@ def test_what_is_wrong_is_named(study_file, old, new, message):
     with pytest.raises(InputError, match=message) as caught:
         read_study(study_file)
     assert str(study_file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_search_writes_no_texts(study_file):
+    text = study_file.read_text().replace('name = "small"', 'name = "small"\nsplit = "validation"')
+    study_file.write_text(text)
+    assert read_study(study_file).split == "validation"
+    study_file.write_text(text.replace('ffn = "gelu" }', 'ffn = "gelu" }\ngenerate = true'))
+    with pytest.raises(InputError, match="prompts of the test split; with split = 'validation' leave out generate"):
+        read_study(study_file)
 
 
 def test_our_study_file_is_sound():

@@ -29,7 +29,7 @@ def do(study_file, small_shards, tmp_path):
     def go(count, folder="work", results="results", shards=small_shards):
         study = read_study(study_file)
         return work(study, study.runs[:count], shards, tmp_path / folder,
-                    Results(tmp_path / results, data_hash(shards)))
+                    Results(tmp_path / results, data_hash(shards), study.split))
     return go
 
 
@@ -75,6 +75,20 @@ def test_results_that_contradict_are_refused(do, tmp_path, small_shards):
     path.write_text(whole)
     with pytest.raises(InputError, match=r"was made on data \w{12}, not 0{12}"):
         Results(tmp_path / "results", "0" * 64)
+
+
+def test_a_search_leaves_the_test_split_unseen(do, study_file, tmp_path, small_shards, monkeypatch):
+    study_file.write_text(study_file.read_text().replace('name = "small"', 'name = "small"\nsplit = "validation"'))
+    opened = set()
+    read = small_shards.domains
+    monkeypatch.setattr(type(small_shards), "domains", lambda shards, split: opened.add(split) or read(split))
+    do(1)
+    assert opened == {"train", "validation"}
+    path, = (tmp_path / "results").iterdir()
+    body = json.loads(path.read_text())
+    assert body["test"]["split"] == "validation"
+    with pytest.raises(InputError, match="measured on the validation split, this study measures on test"):
+        Results(tmp_path / "results", data_hash(small_shards))
 
 
 def test_two_results_of_one_run_are_refused_unless_they_agree(do, tmp_path, small_shards):

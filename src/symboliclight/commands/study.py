@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = Path(args.work)
     shards = Shards.open(args.data) if args.data else prepare(
         study, folder / "data", Path(args.corpus) if args.corpus else None, stage)
-    results = Results(args.results, data_hash(shards))
+    results = Results(args.results, data_hash(shards), study.split)
     outcome = work(study, chosen, shards, folder, results, lambda run, body: console.print(_line(run, body)))
     if args.json:
         print_json({"done": outcome.done, "present": outcome.present, "locked": outcome.locked,
@@ -109,7 +109,7 @@ def _status(args: argparse.Namespace) -> None:
     from symboliclight.study.results import Results
     from symboliclight.study.work import is_locked, seconds_left
 
-    results = Results(args.results)
+    results = Results(args.results, split=study.split)
     rows: dict[tuple[str, str, int], dict[str, int]] = {}
     for run in chosen:
         row = rows.setdefault((run.group, run.label, run.tokens),
@@ -140,7 +140,7 @@ def _report(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise InputError(f"study report needs {error.name}: pip install 'symboliclight[train]'") from error
 
-    body = write_report(study, Results(args.results), Path(args.out))
+    body = write_report(study, Results(args.results, split=study.split), Path(args.out))
     if args.json:
         print_json(body)
         return

@@ -132,6 +132,12 @@ def _gpt2(c: ModelConfig) -> dict[str, Shape]:
     return parts | {"transformer.ln_f": _norm(D), "head": Shape("linear", D, V)}
 
 
+def spike_fed_share(config: ModelConfig) -> float:
+    """Share of the multiply-accumulates of all matrices, zeros counted, whose input is spikes."""
+    linear = [p for p in layout(config).values() if p.kind == "linear"]
+    return sum(p.inputs * p.outputs for p in linear if p.site) / sum(p.inputs * p.outputs for p in linear)
+
+
 def visible_keys(config: ModelConfig, context: int) -> float:
     """Mean keys that a query sees with every gate open, over the first `context` tokens of a sequence."""
     if config.family == "gpt2":

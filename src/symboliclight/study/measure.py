@@ -1,4 +1,4 @@
-"""What a study knows of a finished run: the body of its result file, from the run folder and the test split.
+"""What a study knows of a finished run: the body of its result file, from the run folder and a split of the data.
 
 The model computes in the precision that it was trained in. Losses are in nats a token, sparsity is the silent fraction
 of a spike site, operations are counted a token. Everything is rounded to six significant digits.
@@ -22,23 +22,25 @@ from symboliclight.study.plan import Run
 from symboliclight.train.log import METRICS
 from symboliclight.train.step import autocast
 
-SPLIT = "test"
 TEST_TOKENS = 16_384  # a domain, for losses and sparsity after training
 START_TOKENS = 2048  # a domain, for sparsity at initialisation and for operations
 RATE_POINTS = 10  # lines of the learning curve that keep the firing rates
 
 
-def measure(run: Run, shards: Shards, directory: Path) -> dict[str, Any]:
-    """Evaluate the last checkpoint of the run in `directory` on the test split, and its model as it was initialised."""
+def measure(run: Run, shards: Shards, directory: Path, split: str) -> dict[str, Any]:
+    """Evaluate the last checkpoint of the run in `directory` on `split`, and its model as it was initialised.
+
+    The entry is called test whatever the split, which stands in it.
+    """
     tokenizer, length = shards.tokenizer(), run.config.data.seq_len
     model, _ = load(directory)
     with autocast(torch.device("cpu"), run.config.train):
-        trained = evaluate(model, tokenizer, shards, SPLIT, TEST_TOKENS, length)
+        trained = evaluate(model, tokenizer, shards, split, TEST_TOKENS, length)
         torch.manual_seed(run.seed)  # as training does
         fresh = build(run.config.model).eval()
-        start = evaluate(fresh, tokenizer, shards, SPLIT, START_TOKENS, length) if spike_sites(fresh) else trained
-        operations = count_operations(model, shards, length)
-        controls = matching_controls(model, shards, length)
+        start = evaluate(fresh, tokenizer, shards, split, START_TOKENS, length) if spike_sites(fresh) else trained
+        operations = count_operations(model, shards, length, split)
+        controls = matching_controls(model, shards, length, split)
     return rounded({
         "test": {key: trained[key] for key in ("split", "seq_len", "max_tokens", "domains", "languages", "mean")},
         "sparsity": {"start": start["sparsity"], "trained": trained["sparsity"], "start_tokens": START_TOKENS},
@@ -46,24 +48,24 @@ def measure(run: Run, shards: Shards, directory: Path) -> dict[str, Any]:
     })
 
 
-def count_operations(model: Any, shards: Shards, seq_len: int) -> dict[str, Any]:
+def count_operations(model: Any, shards: Shards, seq_len: int, split: str) -> dict[str, Any]:
     """What `OperationMeter` reports over the first windows of every domain: operations a token by part."""
     with OperationMeter(model) as meter:
-        for domain in shards.domains(SPLIT):
-            for tokens, targets in eval_windows(shards, SPLIT, domain, seq_len, START_TOKENS):
+        for domain in shards.domains(split):
+            for tokens, targets in eval_windows(shards, split, domain, seq_len, START_TOKENS):
                 token_nll(model, tokens, targets)
     return meter.report()
 
 
-def matching_controls(model: Any, shards: Shards, seq_len: int) -> dict[str, float]:
+def matching_controls(model: Any, shards: Shards, seq_len: int, split: str = "test") -> dict[str, float]:
     """What the controls of a LIF encoder must be set to for its own rate: `topk_rate` is its spikes a unit and token,
     `encoder_threshold` the level that so large a share of its input currents reaches. Empty for other models."""
     if model.config.family != "symboliclight" or model.config.spike_source != "lif":
         return {}
     spikes, currents = [], []
     with inference(model):
-        for domain in shards.domains(SPLIT):
-            for tokens, _ in eval_windows(shards, SPLIT, domain, seq_len, START_TOKENS):
+        for domain in shards.domains(split):
+            for tokens, _ in eval_windows(shards, split, domain, seq_len, START_TOKENS):
                 s, x, _ = model.encoder(torch.from_numpy(tokens), model.initial_state(len(tokens)).v, None)
                 spikes.append(s.float().mean().item())
                 currents.append(x.float().numpy().ravel())

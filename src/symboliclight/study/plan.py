@@ -1,7 +1,7 @@
 """The study file: TOML -> the runs that it lists, in its order.
 
     [study]    name, description, vocab_size, reference: the label that a report compares others with (default: the
-               first)
+               first), split: test (the default), or validation for a search that is to leave the test split unseen
     [base]     fields common to all runs: preset, model, data, train and the shares below
     [[runs]]   label, group, seeds, tokens, lr, and changes to the base; generate = true: texts are written and measured
     [[claims]] better, worse: labels; published: the figures behind that ordering, as text
@@ -31,7 +31,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_STUDY = {"name", "description", "vocab_size", "reference"}
+_STUDY = {"name", "description", "vocab_size", "reference", "split"}
 _CLAIM = {"better", "worse", "published"}
 _COMMON = {"preset", "model", "data", "train", "lr", "warmup_share", "min_lr_share", "validations", "points"}
 _ENTRY = {"label", "group", "seeds", "tokens", "generate"} | _COMMON
@@ -88,6 +88,7 @@ class Study:
     runs: tuple[Run, ...]
     reference: str
     claims: tuple[Claim, ...] = ()
+    split: str = "test"  # that finished runs are measured on
 
 
 def identity(config: RunConfig, data_hash: str) -> str:
@@ -122,6 +123,9 @@ def read_study(path: str | Path) -> Study:
     _known(about, _STUDY, f"{path} [study]")
     _known(base, _COMMON, f"{path} [base]")
     vocab_size = _typed(about, "vocab_size", int, f"{path} [study]")
+    split = about.get("split", "test")
+    if split not in ("test", "validation"):
+        raise InputError(f"{path} [study]: split must be test or validation, got {split!r}")
     runs: list[Run] = []
     entries = body.get("runs", [])
     if not isinstance(entries, list) or not entries:
@@ -131,6 +135,8 @@ def read_study(path: str | Path) -> Study:
         _known(entry, _ENTRY, where)
         runs += _expand(base, entry, vocab_size, where)
     _refuse_doubles(runs, path)
+    if split != "test" and any(run.generate for run in runs):
+        raise InputError(f"{path}: texts go on from prompts of the test split; with split = {split!r} leave out generate")
     reference = about.get("reference", runs[0].label)
     claims = [_claim(claim, f"{path} claim {number}") for number, claim in enumerate(body.get("claims", []), 1)]
     labels = {run.label for run in runs}
@@ -138,7 +144,7 @@ def read_study(path: str | Path) -> Study:
         if label not in labels:
             raise InputError(f"{path} compares with {label!r}, but no run has that label")
     return Study(path, _typed(about, "name", str, f"{path} [study]"), str(about.get("description", "")), vocab_size,
-                 tuple(runs), reference, tuple(claims))
+                 tuple(runs), reference, tuple(claims), split)
 
 
 def _claim(values: Any, where: str) -> Claim:
@@ -243,6 +249,7 @@ def describe(config: RunConfig) -> dict[str, Any]:
 
 
 def changes(config: RunConfig, reference: RunConfig) -> dict[str, Any]:
-    """Fields of the model, and rate_weight, in which `config` differs from `reference`."""
-    ours, theirs = ({**asdict(c.model), "rate_weight": c.train.rate_weight} for c in (config, reference))
+    """Fields of the model, rate_weight and optimizer in which `config` differs from `reference`."""
+    ours, theirs = ({**asdict(c.model), "rate_weight": c.train.rate_weight, "optimizer": c.train.optimizer}
+                    for c in (config, reference))
     return {name: value for name, value in ours.items() if value != theirs[name]}

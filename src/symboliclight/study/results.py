@@ -13,14 +13,15 @@ FORMAT = 1
 
 
 class Results:
-    """Finished runs by identity. All of one folder were made on the same data.
+    """Finished runs by identity. All of one folder were made on the same data and measured on the same split.
 
     Raises `InputError` for a damaged file, one whose name and content disagree, two different results of one run, or
-    data other than `data_hash`.
+    data other than `data_hash`, or another split than `split`.
     """
 
-    def __init__(self, directory: str | Path, data_hash: str | None = None) -> None:
+    def __init__(self, directory: str | Path, data_hash: str | None = None, split: str = "test") -> None:
         self.directory = Path(directory)
+        self.split = split
         self.data_hash = data_hash
         self._found: dict[str, dict[str, Any]] = {}
         self._files: dict[str, Path] = {}  # identity -> where it was read
@@ -66,6 +67,10 @@ class Results:
         if body["data_hash"] != self.data_hash:
             raise InputError(f"{path} was made on data {body['data_hash'][:12]}, not {self.data_hash[:12]}; "
                              "give results of other data a folder of their own")
+        measured = body.get("test", {}).get("split", self.split)
+        if measured != self.split:
+            raise InputError(f"{path} was measured on the {measured} split, this study measures on {self.split}; "
+                             "give its results a folder of their own")
         found = identity(config, body["data_hash"])
         if not path.stem.endswith(f"-{found}"):
             raise InputError(f"{path} holds the run {found}, which is not the one in its name; restore the file, "

@@ -48,8 +48,8 @@ def sites(e: Evidence) -> Table:
                                      for x, (_, body) in zip(after, pairs, strict=True)])
             row += [mean_sd(spread(after), 2, percent=True), interval(moved_by, 2, percent=True), probability(moved_by)]
         rows.append(row)
-    return Table("sites", head, rows, "Silent share of (token, unit) pairs on the test split, mean ± standard "
-                 "deviation over seeds; change in percentage points, paired by seed.")
+    return Table("sites", head, rows, f"Silent share of (token, unit) pairs on the {e.study.split} split, mean ± "
+                 "standard deviation over seeds; change in percentage points, paired by seed.")
 
 
 def where(e: Evidence) -> Table:
@@ -170,7 +170,7 @@ def operations(e: Evidence) -> list[Table]:
                        mean_sd(spread([c["bytes"] / 1e6 for c in costs])),
                        *(mean_sd(spread([c[key] / 1e6 for c in costs]), 2) for key in ("op_only", "with_memory"))))
     head = ("model", "M MAC", "M AC", "M dense", "MB read", "µJ, operations only", "µJ, with memory in DRAM")
-    note = (f"A token of the test split after {million(tokens)} tokens of training. " if tokens else "") + (
+    note = (f"A token of the {e.study.split} split after {million(tokens)} tokens of training. " if tokens else "") + (
         "Energy by the 45 nm constants of Horowitz (ISSCC 2014) at 16 bits: computed, not measured. `symboliclight "
         "energy` gives other precisions, memories and break-even rates.")
     return [Table("operations", head, totals, note), *tables]

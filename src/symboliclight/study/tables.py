@@ -1,6 +1,6 @@
 """Tables of losses: the sweep, the main comparison, the gap as tokens grow, ablations and published orderings.
 
-Every mean stands with its spread and its n. Losses are those of the test split, in nats a token, all domains alike.
+Every mean stands with its spread and its n. Losses are those of the study's split, in nats a token, all domains alike.
 """
 
 import math

@@ -15,9 +15,10 @@ import numpy as np
 from symboliclight.data.shards import Shards
 from symboliclight.evaluate import LANGUAGES, Languages
 from symboliclight.sampling import Sampling, generate
-from symboliclight.study.measure import SPLIT, rounded
+from symboliclight.study.measure import rounded
 from symboliclight.tokenizer import Tokenizer
 
+SPLIT = "test"  # of the prompts
 PROMPTS = 16  # a language
 PROMPT_TOKENS, TOKENS = 32, 128
 RULES = {"top-k": Sampling(temperature=0.7, top_k=50), "adaptive": Sampling(temperature=0.7, top_k=50, adaptive=0.5)}

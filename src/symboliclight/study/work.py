@@ -113,7 +113,7 @@ def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, resu
             if not mine or (old is not None and not _silent(run, old, directory)):
                 (outcome.present if mine else outcome.locked).append(run.name)
                 continue
-            body = old or _perform(run, shards, directory, where)
+            body = old or _perform(run, shards, directory, where, study.split)
             if body is None:
                 outcome.interrupted = run.name
                 return outcome
@@ -132,7 +132,7 @@ def _silent(run: Run, body: dict[str, Any], directory: Path) -> bool:
     return run.generate and "generation" not in body and "diverged" not in body and finished(directory)
 
 
-def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any]) -> dict[str, Any] | None:
+def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any], split: str) -> dict[str, Any] | None:
     """Train and measure one run; None if a signal stopped it."""
     config = replace(run.config, data=replace(run.config.data, directory=str(shards.path)))
     body = {"label": run.label, "group": run.group, "seed": run.seed, "tokens": run.tokens, **where,
@@ -147,7 +147,7 @@ def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any]) -
                 "curve": curves(directory)}
     facts = load_json(directory / RUN)
     start = time.perf_counter()
-    measured = measure(run, shards, directory)
+    measured = measure(run, shards, directory, split)
     result = facts["result"]
     training = {"steps": result["steps"], "tokens": result["tokens"], "rollbacks": result["rollbacks"],
                 "seconds": round(result["seconds"], 1), "tokens_per_second": round(result["tokens_per_second"], 1),
