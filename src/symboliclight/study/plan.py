@@ -136,7 +136,8 @@ def read_study(path: str | Path) -> Study:
         runs += _expand(base, entry, vocab_size, where)
     _refuse_doubles(runs, path)
     if split != "test" and any(run.generate for run in runs):
-        raise InputError(f"{path}: texts go on from prompts of the test split; with split = {split!r} leave out generate")
+        raise InputError(f"{path}: texts go on from prompts of the test split; with split = {split!r} leave out "
+                         "generate")
     reference = about.get("reference", runs[0].label)
     claims = [_claim(claim, f"{path} claim {number}") for number, claim in enumerate(body.get("claims", []), 1)]
     labels = {run.label for run in runs}
