@@ -87,6 +87,18 @@ def test_every_site_of_every_switch_is_binary_and_alive(change):
         assert ((spikes == 0) | (spikes == 1)).all() and 0 < spikes.mean() < 1, site
 
 
+@pytest.mark.parametrize("theta", [1.0, 1.3])
+def test_sums_of_spikes_start_with_the_variance_of_sums_of_the_stream(theta):
+    config = replace(SMALL, d_model=256, head_dim=64, d_ff=512, init_std=0.05, stream_threshold=theta)
+    sums = []
+    for spike_fed in (False, True):
+        torch.manual_seed(0)
+        ffn = build(replace(config, spike_fed=spike_fed)).blocks[0].ffn
+        with torch.no_grad():
+            sums.append(ffn.up(ffn.spike(torch.randn(200, 256))).std().item())
+    assert sums[1] == pytest.approx(sums[0], rel=0.05) and sums[0] == pytest.approx(0.8, rel=0.05)
+
+
 def test_the_dense_twin_of_a_spike_fed_model_spikes_nowhere():
     twin = model_of(**SWITCHES["its twin"])
     assert spike_sites(twin) == {}

@@ -1,5 +1,7 @@
 """Token ids -> spikes and the continuous stream (DESIGN section 1, "Encoder")."""
 
+from statistics import NormalDist
+
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +32,14 @@ def _scaled(threshold: Tensor, log: Tensor | None) -> Tensor:
     return threshold if log is None else threshold * log.exp()
 
 
+def stream_threshold(config: ModelConfig) -> float:
+    """θ of the spikes of the stream."""
+    return config.v_threshold if config.stream_threshold is None else config.stream_threshold
+
+
 def stream_spike(config: ModelConfig, fixed: bool = False) -> nn.Module:
     """Spikes of the (normalised) stream; the dense twin hands on the stream itself. fixed: nothing is learned here."""
-    threshold = config.v_threshold if config.stream_threshold is None else config.stream_threshold
-    return Spike(config, config.d_model, threshold, fixed) if config.block_spikes else nn.Identity()
+    return Spike(config, config.d_model, stream_threshold(config), fixed) if config.block_spikes else nn.Identity()
 
 
 class Shift(nn.Module):
@@ -60,8 +66,15 @@ class EventLinear(nn.Linear):
 
 
 def reader(config: ModelConfig, outputs: int) -> nn.Linear:
-    """A matrix that reads the stream, or its spikes with `spike_fed`."""
-    return (EventLinear if config.spike_fed else nn.Linear)(config.d_model, outputs, bias=False)
+    """A matrix that reads the stream, or its spikes with `spike_fed`.
+
+    Of a normal stream a share p = P(x >= θ) spikes; weights larger by 1/√p give the sums the variance they would have
+    with the stream itself. Without that nearly all hidden units start silent.
+    """
+    linear = (EventLinear if config.spike_fed else nn.Linear)(config.d_model, outputs, bias=False)
+    if config.spike_fed and config.block_spikes:
+        linear.init_scale = NormalDist().cdf(-stream_threshold(config)) ** -0.5  # type: ignore[assignment]
+    return linear
 
 
 def branch_end(config: ModelConfig, inputs: int) -> nn.Linear:

@@ -132,12 +132,12 @@ def _protocol(e: Evidence) -> str:
     read = e.found[0][1]["test"]["max_tokens"]
     return (
         f"Every figure comes from the result files of the runs. Losses and silence are those of {read:,} tokens of the "
-        f"{e.study.split} split for each domain, the same windows for all models; silence at initialisation is "
-        "that of the same seed before its first step. Intervals are Student's t at 95%: paired over seeds, paired over domains (each "
-        "the mean over seeds), or, where they decide a verdict, over seeds with the spread pooled over all runs of "
-        "the same budget and seeds. A verdict is undecided where its interval holds 0. No correction is made for the "
-        f"number of comparisons. Code: commit {', '.join(commits(e))}. Machines: {', '.join(machines)}. Data: "
-        f"{e.found[0][1]['data_hash'][:12]}.")
+        f"{e.study.split} split for each domain, the same windows for all models; silence at initialisation is that "
+        "of the same seed before its first step. Intervals are Student's t at 95%: paired over seeds, paired over "
+        "domains (each the mean over seeds), or, where they decide a verdict, over seeds with the spread pooled over "
+        "all runs of the same budget and seeds. A verdict is undecided where its interval holds 0. No correction is "
+        f"made for the number of comparisons. Code: commit {', '.join(commits(e))}. Machines: "
+        f"{', '.join(machines)}. Data: {e.found[0][1]['data_hash'][:12]}.")
 
 
 # Two forms.
