@@ -86,7 +86,7 @@ def test_our_study_file_is_sound():
     assert {run.group for run in study.runs} == {"sweep", "warmup", "main", "ablation", "sparsity"}
     models = {run.label: run.config.model for run in study.runs}
     reference = models["v1"]
-    twin = replace(reference, spike_source="dense", block_spikes=False, ffn="gelu")
+    twin = replace(reference, spike_source="dense", block_spikes=False, ffn="gelu", init_std=0.02)
     assert models["dense-twin"] == twin
     for run in study.runs:
         if run.group == "ablation":
