@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def run(directory: Path, quick: bool = False) -> Path:
         tokens = np.random.default_rng(0).integers(0, preset(name).vocab_size, (1, 8192))
         engines: dict[str, Engine] = {p: engine_of(model, p) for p in PRECISIONS}
         dense = {f"{p}, dense path": engine_of(model, p, sparse=False) for p in PRECISIONS[:4]}
-        small = build(preset("mini")).eval()
+        small = build(replace(preset("mini"), init_std=0.02)).eval()  # hardly a spike of it hangs on how weights are rounded
         check(small, {p: engine_of(small, p) for p in PRECISIONS}, preset("mini").vocab_size)
         check(model, {n: e for n, e in (engines | dense).items() if n.startswith("float32")}, preset(name).vocab_size)
         rows = _decode_rows(model, others, engines, dense, tokens, name)
