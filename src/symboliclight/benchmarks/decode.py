@@ -103,7 +103,7 @@ def run(directory: Path, quick: bool = False) -> Path:
         tokens = np.random.default_rng(0).integers(0, preset(name).vocab_size, (1, 8192))
         engines: dict[str, Engine] = {p: engine_of(model, p) for p in PRECISIONS}
         dense = {f"{p}, dense path": engine_of(model, p, sparse=False) for p in PRECISIONS[:4]}
-        small = build(replace(preset("mini"), init_std=0.02)).eval()  # few of its spikes hang on how weights are rounded
+        small = build(replace(preset("mini"), init_std=0.02)).eval()  # few of its spikes hang on how weights round
         check(small, {p: engine_of(small, p) for p in PRECISIONS}, preset("mini").vocab_size)
         check(model, {n: e for n, e in (engines | dense).items() if n.startswith("float32")}, preset(name).vocab_size)
         rows = _decode_rows(model, others, engines, dense, tokens, name)
