@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from symboliclight.data.shards import Shards
-from symboliclight.energy.parts import spike_fed_share
+from symboliclight.energy.parts import layout, operations, spike_fed_share
 from symboliclight.study import read_study
-from symboliclight.study.plan import changes
+from symboliclight.study.plan import changes, describe
 from symboliclight.study.report import write_report
 from symboliclight.study.results import Results
+from symboliclight.study.search import HEAD, MARGIN, MORE, SILENT, candidates
+from symboliclight.study.tables import Evidence
 from symboliclight.study.work import data_hash, work
 
 OURS = Path(__file__).parents[2] / "studies" / "v1-plus.toml"
@@ -44,6 +46,12 @@ def test_every_candidate_is_one_change_to_the_frame_at_equal_parameters(study):
             assert spike_fed_share(run.config.model) >= spike_fed_share(frame.model)
 
 
+def test_an_unfinished_candidate_has_no_verdict(study):
+    half = replace(study, runs=tuple(run for run in study.runs if run.label != "fed-conv-8"))
+    assert made(half, nats)["fed-conv"]["by the rule"] == "kept"
+    assert made(study, nats, missing={"fed-conv-8"})["fed-conv"]["by the rule"] == "unfinished"
+
+
 def test_every_candidate_trains_and_is_measured(study, small_shards: Shards, tmp_path):
     """Two steps each, at a tiny size; the report of it all is written."""
     threads = torch.get_num_threads()
@@ -67,5 +75,71 @@ def test_every_candidate_trains_and_is_measured(study, small_shards: Shards, tmp
         assert "diverged" not in body and body["test"]["split"] == "validation"
         sites = 0 if "gpt2" in run.label else 5 if "v1" in run.label else 7
         assert len(body["sparsity"]["trained"]["sites"]) == sites
-    table = write_report(small, results, tmp_path / "report")["tables"]["ablation"]
-    assert len(table["rows"]) == 1 + sum(run.group == "ablation" for run in runs)  # and the frame
+    table = write_report(small, results, tmp_path / "report")["tables"]["search"]
+    rows = {row[0]: dict(zip(table["head"], row, strict=True)) for row in table["rows"]}
+    assert [f"{name}-4" for name in rows] == [run.label for run in runs]
+    assert rows["fed-bptt"]["change"] == "lif_gradient = bptt" and rows["fed-muon"]["change"] == "optimizer = muon"
+    assert {name for name, row in rows.items() if row["by the rule"]} == {
+        run.label.rpartition("-")[0] for run in runs if run.group == "ablation"}
+
+
+def made(study, nats, silent=0.95, diverged=(), missing=()):
+    """A whole study with made-up results: `nats` of a model by label without its rate, rate and seed."""
+    e = Evidence(study)
+    for run in study.runs:
+        name = run.label.rpartition("-")[0]
+        sites = {"encoder": 0.97, "blocks.0": silent} if run.config.model.family == "symboliclight" else {}
+        body = {"label": run.label, "config": describe(run.config), "training": {"tokens_per_second": 1000.0},
+                "test": {"mean": {"token_weighted": {"nats_per_token": nats(name, run.config.train.lr, run.seed)}}},
+                "sparsity": {"trained": {"sites": sites}}, "operations": counted(run.config.model)}
+        if (name, run.config.train.lr) in diverged:
+            e.diverged.append((run, {"diverged": "at step 3"}))
+        elif run.label not in missing:
+            e.found.append((run, body))
+    return {row[0]: dict(zip(HEAD, row, strict=True)) for row in candidates(e).rows}
+
+
+def counted(model):
+    """What the meter would report at a firing rate of 0.1."""
+    rates = {p.site: 0.1 for p in layout(model).values() if p.site}
+    parts = {name: {"macs": c.macs, "acs": c.acs, "dense": c.dense}
+             for name, c in operations(model, rates, 100).items()}
+    return {"tokens": 1, "parts": parts, "activation_sparsity_by_site": dict.fromkeys(rates, 0.9),
+            "per_token": {key: sum(p[key] for p in parts.values()) for key in ("macs", "acs")}}
+
+
+GAINS = {"fed-conv": -0.05, "fed-pre": -0.01, "fed-tied": 0.01, "fed-bptt": 0.05, "fed-thresholds": -0.019}
+
+
+def nats(name, lr, seed):
+    noise = 0.1 * (seed - 1.5) if name == "fed-muon" else 0.0  # -0.05 on one seed, 0.05 on the other
+    return 5.0 + 0.1 * (lr == 8e-3) + 0.01 * seed + GAINS.get(name, 0.0) + noise - 0.04 * (name == "fed-muon")
+
+
+def test_the_rule_keeps_what_wins_on_both_seeds_and_what_ties_with_more_spikes(study):
+    rows = made(study, nats)
+    verdicts = {name: row["by the rule"] for name, row in rows.items() if row["by the rule"]}
+    assert {n for n, verdict in verdicts.items() if verdict == "kept"} == {"fed-conv", "fed-tied", "fed-no-prior"}
+    assert set(verdicts.values()) == {"kept", "dropped"} and len(verdicts) == 10
+    assert rows["fed-conv"]["minus the frame, by seed"] == "-0.050 -0.050"
+    assert rows["fed-muon"]["minus the frame, by seed"] == "-0.090 +0.010"
+    assert rows["fed"]["minus the frame, by seed"] == ""
+    assert rows["fed-conv"]["better rate"] == "0.004" and rows["gpt2"]["least silent site"] == ""
+
+
+def test_a_gain_below_nine_tenths_of_silence_is_tried_again_and_a_tie_is_not(study):
+    rows = made(study, nats, silent=0.899)
+    assert rows["fed-conv"]["by the rule"] == "again, with rate_weight"
+    assert rows["fed-tied"]["by the rule"] == "dropped" and rows["fed-tied"]["least silent site"] == "blocks.0 89.9%"
+
+
+def test_a_rate_that_diverges_is_out(study):
+    rows = made(study, nats, diverged={("fed-conv", 4e-3), ("fed-pre", 4e-3), ("fed-pre", 8e-3)})
+    assert (rows["fed-conv"]["better rate"], rows["fed-conv"]["by the rule"]) == ("0.008", "dropped")
+    assert rows["fed-pre"]["by the rule"] == "diverged"
+
+
+def test_the_page_names_the_margins_of_the_rule():
+    page = (OURS.parents[1] / "docs" / "v1-plus.md").read_text(encoding="utf-8")
+    assert f"below −{MARGIN} nats" in page and f"at least {SILENT:.0%}" in page and f"at least {MORE:.0%}" in page
+    assert (MARGIN, SILENT, MORE) == (0.02, 0.9, 0.01)

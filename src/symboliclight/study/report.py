@@ -14,7 +14,7 @@ from typing import Any
 from symboliclight.atomic import write_atomic
 from symboliclight.errors import InputError
 from symboliclight.report import STYLE
-from symboliclight.study import silence, tables, writing
+from symboliclight.study import search, silence, tables, writing
 from symboliclight.study.figures import figures
 from symboliclight.study.plan import Study
 from symboliclight.study.results import Results
@@ -68,6 +68,7 @@ def compose(e: Evidence, drawn: dict[str, str]) -> list[Section]:
     budgets = sorted({tokens for label in e.labels("main") for tokens in e.budgets(label)})
     return [
         ("State", [_state(e), tables.missing(e)]),
+        ("The search", [search.candidates(e)]),
         ("The main comparison", [
             tables.main(e), figure("budgets", "Test loss after each budget; bars are standard deviations over seeds."),
             figure("curves", "Validation loss during each run.")]),
