@@ -78,6 +78,11 @@ def test_spikes_feed_all_that_spike_fed_names(small_config):
     assert learned == [F, 2 * D + D, 2 * D]  # nobody reads the last spikes
 
 
+def test_missing_rates_are_asked_for_by_the_kinds_of_site_that_the_model_has(small_config):
+    with pytest.raises(InputError, match=r"no firing rate for mixer\.0; give --rates encoder=R,mixer=R,ffn=R,blocks=R"):
+        expand_rates(replace(small_config, spike_fed=True), {"encoder": 0.1, "ffn": 0.1, "blocks": 0.1})
+
+
 def test_the_share_that_spikes_feed():
     assert spike_fed_share(preset("v1-194m")) == pytest.approx(0.285, abs=5e-4)  # as published
     assert spike_fed_share(replace(preset("v1-194m"), spike_fed=True)) == pytest.approx(0.661, abs=5e-4)

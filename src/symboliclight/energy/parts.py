@@ -132,6 +132,12 @@ def _gpt2(c: ModelConfig) -> dict[str, Shape]:
     return parts | {"transformer.ln_f": _norm(D), "head": Shape("linear", D, V)}
 
 
+def _rates_of(config: ModelConfig) -> str:
+    """What --rates must name: encoder=R,ffn=R,blocks=R."""
+    kinds = dict.fromkeys(p.site.split(".")[0] for p in layout(config).values() if p.site)
+    return ",".join(f"{kind}=R" for kind in kinds)
+
+
 def spike_fed_share(config: ModelConfig) -> float:
     """Share of the multiply-accumulates of all matrices, zeros counted, whose input is spikes."""
     linear = [p for p in layout(config).values() if p.kind == "linear"]
@@ -162,7 +168,7 @@ def operations(config: ModelConfig, rates: Mapping[str, float], keys: float) -> 
         elif p.site in rates:
             found[name] = Cost(acs=rates[p.site] * p.inputs * p.outputs, dense=p.inputs * p.outputs)
         else:
-            raise InputError(f"no firing rate for site {p.site}; give --rates encoder=R,ffn=R,blocks=R")
+            raise InputError(f"no firing rate for site {p.site}; give --rates {_rates_of(config)}")
     return found
 
 
@@ -210,5 +216,5 @@ def expand_rates(config: ModelConfig, rates: Mapping[str, float]) -> dict[str, f
     found = {site: rates.get(site, rates.get(site.split(".")[0])) for site in sites}
     missing = [site for site, rate in found.items() if rate is None]
     if missing:
-        raise InputError(f"no firing rate for {missing[0]}; give --rates encoder=R,ffn=R,blocks=R")
+        raise InputError(f"no firing rate for {missing[0]}; give --rates {_rates_of(config)}")
     return {site: rate for site, rate in found.items() if rate is not None}
