@@ -68,7 +68,7 @@ def test_every_candidate_trains_and_is_measured(study, small_shards: Shards, tmp
             runs.append(replace(run, config=config))
     small = replace(study, runs=tuple(runs), vocab_size=small_shards.vocab_size)
     results = Results(tmp_path / "results", data_hash(small_shards), study.split)
-    assert len(work(small, runs, small_shards, tmp_path / "work", results).done) == len(runs) == 16
+    assert len(work(small, runs, small_shards, tmp_path / "work", results).done) == len(runs) == 17
     torch.set_num_threads(threads)
     for run in runs:
         body = results.get(run)
@@ -120,7 +120,7 @@ def test_the_rule_keeps_what_wins_on_both_seeds_and_what_ties_with_more_spikes(s
     rows = made(study, nats)
     verdicts = {name: row["by the rule"] for name, row in rows.items() if row["by the rule"]}
     assert {n for n, verdict in verdicts.items() if verdict == "kept"} == {"fed-conv", "fed-tied", "fed-no-prior"}
-    assert set(verdicts.values()) == {"kept", "dropped"} and len(verdicts) == 10
+    assert set(verdicts.values()) == {"kept", "dropped"} and len(verdicts) == 11
     assert rows["fed-conv"]["minus the frame, by seed"] == "-0.050 -0.050"
     assert rows["fed-muon"]["minus the frame, by seed"] == "-0.090 +0.010"
     assert rows["fed"]["minus the frame, by seed"] == ""
