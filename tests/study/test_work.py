@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from symboliclight.evaluate import evaluate
 from symboliclight.study import read_study
 from symboliclight.study.measure import matching_controls
 from symboliclight.study.results import Results
-from symboliclight.study.work import data_hash, is_locked, locked, prepare, work
+from symboliclight.study.work import data_hash, is_locked, locked, prepare, seconds_left, work
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,16 @@ def test_two_results_of_one_run_are_refused_unless_they_agree(do, tmp_path, smal
     copy.write_text(path.read_text().replace('"seed": 1', '"seed": 3', 1))
     with pytest.raises(InputError, match="are two results of one run"):
         Results(tmp_path / "results", data_hash(small_shards))
+
+
+@pytest.mark.parametrize("seconds", [6.4, 0.0])  # a tiny run can take none
+def test_the_time_left_follows_from_what_a_token_cost(study_file, seconds):
+    first, *rest = read_study(study_file).runs[:3]
+    body = {"training": {"tokens": first.tokens, "seconds": seconds, "measuring_seconds": seconds / 4}}
+    results = SimpleNamespace(get=lambda run: body if run is first else None)
+    expected = 1.25 * seconds * sum(run.tokens for run in rest) / first.tokens
+    assert seconds_left([first, *rest], results) == pytest.approx(expected)
+    assert seconds_left(rest, results) is None
 
 
 def test_a_lost_result_is_measured_again_without_training(do, tmp_path, monkeypatch):

@@ -197,8 +197,8 @@ def is_locked(path: Path) -> bool:
 
 
 def seconds_left(chosen: Sequence[Run], results: Results) -> float | None:
-    """Time that one process needs for what is missing, at the speed measured for the label, else for all."""
-    speeds: dict[str, list[float]] = {}
+    """Time that one process needs for what is missing, at the cost measured for the label, else for all."""
+    costs: dict[str, list[float]] = {}  # seconds a token: never divided by, a tiny run takes none
     missing = []
     for run in chosen:
         body = results.get(run)
@@ -206,11 +206,11 @@ def seconds_left(chosen: Sequence[Run], results: Results) -> float | None:
             missing.append(run)
         elif "training" in body:
             taken = body["training"]["seconds"] + body["training"]["measuring_seconds"]
-            speeds.setdefault(run.label, []).append(body["training"]["tokens"] / taken)
-    every = [x for values in speeds.values() for x in values]
+            costs.setdefault(run.label, []).append(taken / body["training"]["tokens"])
+    every = [x for values in costs.values() for x in values]
     if missing and not every:
         return None
-    return sum(run.tokens / _mean(speeds.get(run.label) or every) for run in missing)
+    return sum(run.tokens * _mean(costs.get(run.label) or every) for run in missing)
 
 
 def _mean(values: Sequence[float]) -> float:
