@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from symboliclight.config import ModelConfig
+from symboliclight.config import DataConfig, ModelConfig, RunConfig
 
 TEXT = [
     "the sun rose over the old city, and the light fell on the water of the river; nobody in the house was awake. ",
@@ -62,3 +62,22 @@ def small_checkpoint(small_model, small_config, small_tokenizer, tmp_path_factor
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     checkpoint.save(folder, small_config, small_model.state_dict(), small_tokenizer)
     return folder
+
+
+@pytest.fixture
+def run(small_config, small_shards):
+    """A training run of twenty steps."""
+    from training import CONFIG
+
+    return RunConfig(small_config, DataConfig(str(small_shards.path), seq_len=32), CONFIG)
+
+
+@pytest.fixture
+def one_thread():
+    """Small tensors gain nothing from more, and lose much on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

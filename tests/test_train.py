@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -10,52 +9,13 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight import checkpoint
-from symboliclight.config import DataConfig, RunConfig, TrainConfig
 from symboliclight.errors import InputError
-from symboliclight.model.sites import record_rates, spike_sites
+from symboliclight.model.sites import record_rates
 from symboliclight.optim import adamw
 from symboliclight.train import loop, step, train, validate
-from symboliclight.train.step import losses
+from training import CONFIG, batch, checkpoints, go, lines, with_train
 
-CONFIG = TrainConfig(tokens=20 * 64, batch_size=2, lr=3e-3, warmup_steps=2, precision="float32", log_every=2,
-                     eval_every=8, eval_tokens=64, save_every=4, keep=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors gain nothing from more, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(small_config, small_shards):
-    return RunConfig(small_config, DataConfig(str(small_shards.path), seq_len=32), CONFIG)
-
-
-def go(run, directory, **options):
-    return train(run, directory, tensorboard=False, device="cpu", **options)
-
-
-def with_train(run, **changes):
-    return replace(run, train=replace(run.train, **changes))
-
-
-def lines(directory, event):
-    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["event"] == event]
-
-
-def checkpoints(directory):
-    return sorted(p.name for p in directory.glob("step-*"))
-
-
-def batch(config, seed, rows, length=16):
-    ids = np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length + 1))
-    return ids[:, :-1], ids[:, 1:].copy()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gradients(config, batches, train_config=CONFIG):
@@ -243,109 +203,6 @@ def test_data_and_configuration_must_fit(run, tmp_path):
         train(run, tmp_path / "run", device="tpu")
 
 
-def diverge_at(monkeypatch, *calls):
-    """Make the given calls of step() (from 1) see a weight that became NaN."""
-    count, real = iter(range(1, 1000)), loop.step
-
-    def step(model, *args):
-        if next(count) in calls:
-            with torch.no_grad():
-                model.head.out.weight[0, 0] = torch.nan
-        return real(model, *args)
-
-    monkeypatch.setattr(loop, "step", step)
-
-
-def test_divergence_goes_back_to_the_last_checkpoint_with_half_the_rate(run, tmp_path, monkeypatch):
-    diverge_at(monkeypatch, 7, 9)  # at step 7, and again at step 6 after the rollback to 4
-    result = go(with_train(run, log_every=1), tmp_path / "run")
-    assert (result.steps, result.rollbacks) == (20, 2)
-    rollbacks = lines(tmp_path / "run", "rollback")
-    keys = ("step", "to", "lr_scale", "loss")
-    assert [tuple(line[key] for key in keys) for line in rollbacks] == [(7, 4, 0.5, None), (6, 4, 0.25, None)]
-    steps = lines(tmp_path / "run", "train")
-    assert [line["step"] for line in steps] == list(range(1, 21))
-    plain = [loop.learning_rate(line["step"], 20, run.train) for line in steps]
-    assert [line["lr"] for line in steps] == [lr * (1 if i < 4 else 0.25) for i, lr in enumerate(plain)]
-
-
-def test_after_a_rollback_the_data_goes_on_past_the_bad_batches(run, tmp_path, monkeypatch):
-    seen, real = [], loop.step
-
-    def step(model, optimizer, batches, *args):
-        seen.append(batches[0][0].tobytes())
-        return real(model, optimizer, batches, *args)
-
-    monkeypatch.setattr(loop, "step", step)
-    diverge_at(monkeypatch, 7)
-    go(run, tmp_path / "run")
-    assert len(seen) == 23 and len(set(seen)) == 23
-
-
-def test_a_loss_far_above_the_running_mean_is_a_divergence(run, tmp_path, monkeypatch):
-    calls, real = iter(range(1, 1000)), loop.step
-
-    def step(model, *args):
-        if next(calls) == 7:
-            with torch.no_grad():
-                model.head.out.weight.mul_(1000)
-        return real(model, *args)
-
-    monkeypatch.setattr(loop, "step", step)
-    assert go(run, tmp_path / "run").rollbacks == 1
-    assert lines(tmp_path / "run", "rollback")[0]["loss"] > 10
-
-
-def test_too_many_rollbacks_end_the_run_and_leave_the_last_good_checkpoint(run, tmp_path, monkeypatch):
-    diverge_at(monkeypatch, *range(7, 50))
-    with pytest.raises(InputError, match=r"diverged at step 5 after 3 rollbacks .*lower train\.lr.*step-00000004"):
-        go(run, tmp_path / "run")
-    symboliclight.load(tmp_path / "run")
-
-
-@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGINT, "adamw"), (signal.SIGTERM, "muon")])
-def test_a_signal_ends_the_step_saves_and_can_be_resumed(run, tmp_path, monkeypatch, number, optimizer):
-    run = with_train(run, optimizer=optimizer)
-    whole = go(run, tmp_path / "whole")
-    real = loop.step
-
-    def step(model, *args):
-        if not (tmp_path / "sent").exists() and (tmp_path / "run" / "step-00000004").exists():
-            (tmp_path / "sent").touch()
-            os.kill(os.getpid(), number)
-        return real(model, *args)
-
-    monkeypatch.setattr(loop, "step", step)
-    handler = signal.getsignal(number)
-    stopped = go(run, tmp_path / "run")
-    assert (stopped.steps, stopped.interrupted) == (5, True)
-    assert os.readlink(tmp_path / "run" / "last") == "step-00000005"
-    assert signal.getsignal(number) is handler
-    done = go(run, tmp_path / "run")
-    assert (done.steps, done.interrupted, done.loss) == (20, False, whole.loss)
-    losses = [[line["loss"] for line in lines(tmp_path / name, "train")] for name in ("run", "whole")]
-    assert losses[0] == losses[1]
-    for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
-        ends = [checkpoint.read_tensors(tmp_path / name / "last" / file)[0] for name in ("run", "whole")]
-        assert ends[0].keys() == ends[1].keys() and all(torch.equal(x, ends[1][key]) for key, x in ends[0].items())
-
-
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(run, tmp_path, monkeypatch):
-    real = checkpoint._write_tensors
-
-    def full(file, tensors, metadata):
-        if "step-00000008" in str(file):
-            raise OSError(28, "No space left on device")
-        real(file, tensors, metadata)
-
-    monkeypatch.setattr(checkpoint, "_write_tensors", full)
-    with pytest.raises(InputError, match=r"step-00000008: No space left on device"):
-        go(run, tmp_path / "run")
-    monkeypatch.undo()
-    assert os.readlink(tmp_path / "run" / "last") == "step-00000004"
-    assert go(run, tmp_path / "run").steps == 20
-
-
 def test_tensorboard_gets_every_figure_if_it_is_installed(run, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -361,50 +218,3 @@ def test_gpt2_is_trained_by_the_same_loop(run, tmp_path):
     result = go(replace(run, model=replace(run.model, family="gpt2")), tmp_path / "run")
     steps = lines(tmp_path / "run", "train")
     assert result.steps == 20 and steps[-1]["loss"] < steps[0]["loss"] - 1 and steps[0]["spikes"] == {}
-
-
-def test_the_rate_term_is_the_mean_firing_rate_and_its_gradient_that_of_the_surrogate(small_config):
-    tokens, targets = batch(small_config, 3, 2)
-    torch.manual_seed(0)
-    model = symboliclight.build(small_config)
-    ids = torch.from_numpy(tokens), torch.from_numpy(targets)
-    with record_rates(model) as rates:
-        plain, nats = losses(model, *ids, CONFIG)
-    loss, same = losses(model, *ids, replace(CONFIG, rate_weight=0.5))
-    assert torch.equal(nats, same)
-    assert (loss - plain).item() == pytest.approx(0.5 * sum(rates.values()) / len(rates), rel=1e-5)
-    loss.backward()
-    found = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    spikes = []
-    hooks = [site.register_forward_hook(lambda _, inputs, output: spikes.append(output)) for site in
-             spike_sites(model).values()]
-    plain, _ = losses(model, *ids, CONFIG)
-    for hook in hooks:
-        hook.remove()
-    means = [(s[0] if isinstance(s, tuple) else s).mean() for s in spikes]
-    (plain + 0.5 * sum(means) / len(means)).backward()
-    for a, p in zip(found, model.parameters(), strict=True):
-        assert torch.allclose(a, p.grad, rtol=1e-4, atol=1e-7)
-
-
-def test_the_rate_term_silences_a_model_that_it_outweighs(small_config):
-    batches = [batch(small_config, 4, 4)]
-    rate = {}
-    for weight in (0.0, 100.0):
-        config = replace(CONFIG, rate_weight=weight)
-        torch.manual_seed(0)
-        model = symboliclight.build(small_config)
-        optimizer = adamw(model, config)
-        for _ in range(20):
-            step(model, optimizer, batches, config, lr=3e-3)
-        with record_rates(model) as rates:
-            step(model, optimizer, batches, config, lr=0.0)
-        rate[weight] = sum(rates.values())
-    assert rate[100.0] < 0.8 * rate[0.0]
-
-
-def test_a_rate_term_needs_a_model_that_spikes(run, tmp_path):
-    dense = replace(run, model=replace(run.model, family="gpt2", d_ff=128), train=replace(run.train, rate_weight=0.1))
-    with pytest.raises(InputError, match=r"rate_weight is 0\.1, but a model of family gpt2 has no spikes"):
-        go(dense, tmp_path / "run")

@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from symboliclight.errors import InputError
 from symboliclight.evaluate import evaluate
@@ -15,13 +14,7 @@ from symboliclight.study.measure import matching_controls
 from symboliclight.study.results import Results
 from symboliclight.study.work import data_hash, is_locked, locked, prepare, seconds_left, work
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
