@@ -55,7 +55,8 @@ def test_export_refuses_in_one_line(args, tmp_path, capsys):
 
 
 def test_ctrl_c_ends_generation_cleanly(small_checkpoint):
-    args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "10000000"]
+    args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "10000000",
+            "--temperature", "0"]  # sampling could draw the end of the text before the signal comes
     process = subprocess.Popen([sys.executable, "-m", "symboliclight.cli", *args], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     assert process.stdout.read(7) == b"the sun"  # it is at work
