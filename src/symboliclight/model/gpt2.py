@@ -1,7 +1,7 @@
 """The GPT-2 baseline from `transformers`, behind the same seam as SymbolicLight.
 
-Pre-norm blocks, learned absolute positions, gelu_new, tied input and output embeddings, SDPA attention. Parameter
-names are those of `transformers.GPT2LMHeadModel`, so its checkpoints load as they are.
+Pre-norm blocks, learned absolute positions, gelu_new in its fused form, tied input and output embeddings, SDPA
+attention. Parameter names are those of `transformers.GPT2LMHeadModel`, so its checkpoints load as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,9 +98,9 @@ class GPT2(nn.Module):
         shape: dict[str, Any] = {
             "vocab_size": config.vocab_size, "n_positions": config.max_seq_len, "n_embd": config.d_model,
             "n_layer": config.n_layers, "n_head": config.n_heads, "n_inner": config.d_ff,
-            "activation_function": "gelu_new", "initializer_range": config.init_std, "attn_implementation": "sdpa",
+            "activation_function": "gelu_pytorch_tanh", "initializer_range": config.init_std,
+            "attn_implementation": "sdpa", "bos_token_id": None, "eos_token_id": None,
             "embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": config.dropout,
-            "bos_token_id": None, "eos_token_id": None,
         }
         self.transformer = GPT2Model(GPT2Config(**shape))
 
