@@ -32,7 +32,7 @@ def flat(function, pairs, bias=False):
 @pytest.mark.parametrize("dims", [(6,), (6, 3)], ids=["one term", "two terms"])
 @pytest.mark.parametrize("N", [1, 63, 500])
 def test_loss_and_all_gradients_are_those_of_the_loop(form, N, dims, z_loss, bias, dtype, monkeypatch):
-    monkeypatch.setattr(loss, "ROWS", 64)
+    monkeypatch.setattr(loss, "LOGITS", 64 * 19)
     monkeypatch.setattr(loss, "PART", 19 * 10)
     features, weights, targets = inputs(N, dims=dims, dtype=dtype, ignored=0.0 if N == 1 else 0.2)
     tensors = [*features, *weights, targets, *([normal(19, seed=7, dtype=dtype)] if bias else [])]
@@ -93,15 +93,16 @@ def test_autocast_runs_the_products_in_bfloat16_and_keeps_float32_gradients():
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "evaluation"])
-def test_no_tensor_holds_the_logits_of_all_tokens(grad):
-    N, V = 4 * loss.ROWS, 512
+def test_no_tensor_holds_the_logits_of_all_tokens(grad, monkeypatch):
+    monkeypatch.setattr(loss, "LOGITS", 2**19)
+    N, V = 4096, 512
     features, weights, targets = inputs(N, V=V, dims=(4,))
     leaves = [t.requires_grad_() for t in (*features, *weights)]
     with torch.set_grad_enabled(grad), Made() as count:
         value, _ = linear_cross_entropy(features, weights, targets)
         if grad:
             torch.autograd.grad(value, leaves)
-    assert count.largest == loss.ROWS * V
+    assert count.largest == 2**19
 
 
 def test_evaluation_makes_no_gradient():

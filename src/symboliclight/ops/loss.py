@@ -13,7 +13,7 @@ from torch import Tensor
 
 from symboliclight.ops import native
 
-ROWS = 1024  # tokens whose logits exist at one time, in the dtype of the matrix products
+LOGITS = 2**25  # that exist at one time, in the dtype of the matrix products
 PART = 2**20  # logits whose float32 softmax exists at one time, so that it stays in cache
 
 
@@ -59,27 +59,27 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, targets, bias, z_loss, dtype, wanted, pairs, *tensors):  # type: ignore[override]
-        features, weights = tensors[:pairs], [w.to(dtype) for w in tensors[pairs:]]
-        grads_f = [torch.empty_like(f) for f in features]
-        grads_w: list[Tensor] = []
+        features, weights = tensors[:pairs], tensors[pairs:]
+        widths = [f.shape[1] for f in features]
+        x, w = (torch.cat([t.to(dtype) for t in some], 1) for some in (features, weights))  # one product of the sum
+        grad_x, grad_w = torch.empty_like(x), wide(x[:0]).new_zeros(w.shape[::-1])
         grad_b = None if bias is None else torch.zeros_like(bias)
         scale = wide((targets >= 0).to(dtype))
         scale = scale / scale.sum().clamp(min=1)
         sums = scale.new_zeros(2)
-        for start in range(0, len(targets), ROWS):
-            rows = slice(start, start + ROWS)
-            chunk = [f[rows].to(dtype) for f in features]
-            logits = _logits(chunk, weights)
+        step = max(LOGITS // len(w), 1)
+        for start in range(0, len(targets), step):
+            rows = slice(start, start + step)
+            logits = F.linear(x[rows], w)
             sums += _softmax_(logits, targets[rows], scale[rows], bias, z_loss, wanted)
             if not wanted:
                 continue
-            for grad_f, w in zip(grads_f, weights, strict=True):
-                grad_f[rows] = logits @ w
-            products = [wide(logits.T @ f) for f in chunk]
-            grads_w = [a.add_(b) for a, b in zip(grads_w, products, strict=True)] if grads_w else products
+            grad_x[rows] = logits @ w
+            grad_w += x[rows].T.contiguous() @ logits  # this way round: no transposed copy of the logits
             if grad_b is not None:
                 grad_b += logits.sum(0, dtype=grad_b.dtype)
-        grads_w = [g.to(w.dtype) for g, w in zip(grads_w, tensors[pairs:], strict=False)]
+        grads_f = [g.to(f.dtype) for g, f in zip(grad_x.split(widths, 1), features, strict=True)]
+        grads_w = [g.T.to(v.dtype) for g, v in zip(grad_w.split(widths), weights, strict=True)]
         ctx.save_for_backward(grad_b, *grads_f, *grads_w)
         nll = sums[0].clone()
         ctx.mark_non_differentiable(nll)
@@ -90,13 +90,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         whole = grad.device.type == "cpu" and float(grad) == 1  # the usual case: saves reading all weights
         grad_b, *grads = (g if g is None or whole else g * grad for g in ctx.saved_tensors)
         return None, grad_b, None, None, None, None, *grads
-
-
-def _logits(features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    logits = F.linear(features[0], weights[0])
-    for f, w in zip(features[1:], weights[1:], strict=True):
-        logits.addmm_(f, w.T)
-    return logits
 
 
 def _softmax_(
