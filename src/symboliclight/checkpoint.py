@@ -143,15 +143,20 @@ def locate(directory: str | Path) -> Path:
 
 
 def read_tensors(file: Path, framework: Framework = "torch") -> tuple[dict[str, Any], dict[str, str]]:
-    """All tensors of a safetensors file, on CPU, and its metadata."""
+    """All tensors of a safetensors file, on CPU, and its metadata; in torch, bfloat16 is widened to float32."""
     try:
         with safe_open(file, framework="pt" if framework == "torch" else "np") as reader:
-            return {name: reader.get_tensor(name) for name in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+            return {name: _widened(x) for name, x in tensors.items()}, reader.metadata() or {}
     except ImportError as error:
         raise InputError(f"{file} needs torch to load: pip install 'symboliclight[train]'") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {file}: {_reason(error)}; it is missing, truncated or foreign, "
                          "restore it from a good copy") from error
+
+
+def _widened(tensor: Any) -> Any:
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
 
 
 def check_tensors(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

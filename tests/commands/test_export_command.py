@@ -36,6 +36,32 @@ def test_export_makes_the_file_smaller(small_checkpoint, tmp_path, capsys):
     assert sizes["bytes"] < 0.6 * sizes["bytes_before"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_checkpoint_without_its_optimiser_runs_everywhere(precision, small_checkpoint, tmp_path, capsys):
+    """bfloat16 weights are those of float32, rounded, to torch and to the runtime alike."""
+    import numpy as np
+    import torch
+
+    from symboliclight import engine, load
+
+    options = ["--out", tmp_path / "out", "--format", "checkpoint", "--precision", precision, "--json"]
+    assert run(capsys, "export", "--model", small_checkpoint, *options)[0] == 0
+    (whole, _), (model, _) = load(small_checkpoint), load(tmp_path / "out")
+    for name, x in whole.state_dict().items():
+        expected = x.to(getattr(torch, precision)).float() if x.dtype == torch.float32 else x
+        assert torch.equal(model.state_dict()[name], expected), name
+    tokens = np.arange(12)[None]
+    logits, _ = engine.load(tmp_path / "out", "float32")(tokens)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(torch.from_numpy(tokens))[0].numpy(), atol=1e-5)
+
+
+def test_a_checkpoint_is_not_stored_in_integers(small_checkpoint, tmp_path, capsys):
+    options = ["--out", tmp_path / "out", "--format", "checkpoint"]
+    code, _, err = run(capsys, "export", "--model", small_checkpoint, *options)
+    assert code == 2 and "float32 or bfloat16" in err and not (tmp_path / "out").exists()
+
+
 def test_generate_runs_without_torch(small_checkpoint):
     code = "import sys; sys.modules['torch'] = None; from symboliclight.cli import main; sys.exit(main(sys.argv[1:]))"
     args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "5"]

@@ -1,4 +1,4 @@
-"""`symboliclight export`: a checkpoint for the torch-free runtime, or in a format of others."""
+"""`symboliclight export`: a checkpoint for the torch-free runtime, without its optimiser, or in a format of others."""
 
 import argparse
 from pathlib import Path
@@ -23,8 +23,9 @@ def add(commands: Any) -> None:
     p.add_argument("--out", type=Path, metavar="PATH", required=True,
                    help="folder to write, of onnx a file; a model there is replaced")
     p.add_argument("--format", choices=FORMATS, default="runtime",
-                   help="runtime: a folder for the torch-free runtime; onnx: one step in float32, its state as inputs "
-                        "and outputs; transformers: a folder for from_pretrained; nir: a folder of graphs for "
+                   help="runtime: a folder for the torch-free runtime; checkpoint: the weights of a run without its "
+                        "optimiser, in --precision float32 or bfloat16, for every command that takes a model; onnx: one "
+                        "step in float32, its state as inputs and outputs; transformers: a folder for from_pretrained; nir: a folder of graphs for "
                         "neuromorphic tools, with what they cannot hold as host nodes (default: runtime)")
     p.add_argument("--target", choices=("hybrid", "decay-only"), default="hybrid",
                    help="of --format nir: graphs and host nodes, or one graph behind the table of input currents, "
@@ -48,6 +49,22 @@ def add(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     FORMATS[args.format](args)
+
+
+def _checkpoint(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.precision not in ("float32", "bfloat16"):
+        raise InputError(f"--format checkpoint stores float32 or bfloat16, got {args.precision}; give --precision")
+    model, tokenizer = load_weights(args.model)
+    dtype = getattr(torch, args.precision)
+    tensors = {name: x.to(dtype) if x.dtype == torch.float32 else x for name, x in model.state_dict().items()}
+    checkpoint.save(args.out, model.config, tensors, tokenizer)
+    size = (args.out / checkpoint.MODEL).stat().st_size
+    if args.json:
+        print_json({"format": "checkpoint", "precision": args.precision, "bytes": size})
+    else:
+        print(f"{args.out}: weights in {args.precision}, {size / 1e6:.1f} MB")
 
 
 def _onnx(args: argparse.Namespace) -> None:
@@ -148,4 +165,4 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-FORMATS = {"runtime": _runtime, "onnx": _onnx, "transformers": _transformers, "nir": _nir}
+FORMATS = {"runtime": _runtime, "checkpoint": _checkpoint, "onnx": _onnx, "transformers": _transformers, "nir": _nir}

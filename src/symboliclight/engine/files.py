@@ -11,7 +11,7 @@ import numpy as np
 from symboliclight.errors import InputError
 
 DTYPES = {name: np.dtype(code) for name, code in
-          (("F32", "<f4"), ("I64", "<i8"), ("U16", "<u2"), ("U8", "u1"), ("I8", "i1"))}
+          (("F32", "<f4"), ("BF16", "<u2"), ("I64", "<i8"), ("U16", "<u2"), ("U8", "u1"), ("I8", "i1"))}
 MAX_HEADER = 100_000_000  # bytes, as the format says
 
 
@@ -48,6 +48,8 @@ def _parse(data: Any, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]
             raise ValueError(f"tensor {name!r} overlaps another, leaves a gap or reaches beyond the end")
         end = last
         array = np.frombuffer(data, dtype, math.prod(shape), body + first).reshape(shape)
+        if header[name]["dtype"] == "BF16":  # a checkpoint to save space; packed bfloat16 is U16
+            array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array if array.flags.aligned else array.copy()  # other writers may not align
     if end != size - body:
         raise ValueError("the file is longer than its tensors")
