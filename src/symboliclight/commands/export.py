@@ -24,9 +24,10 @@ def add(commands: Any) -> None:
                    help="folder to write, of onnx a file; a model there is replaced")
     p.add_argument("--format", choices=FORMATS, default="runtime",
                    help="runtime: a folder for the torch-free runtime; checkpoint: the weights of a run without its "
-                        "optimiser, in --precision float32 or bfloat16, for every command that takes a model; onnx: one "
-                        "step in float32, its state as inputs and outputs; transformers: a folder for from_pretrained; nir: a folder of graphs for "
-                        "neuromorphic tools, with what they cannot hold as host nodes (default: runtime)")
+                        "optimiser, in --precision float32 or bfloat16, for every command that takes a model; onnx: "
+                        "one step in float32, its state as inputs and outputs; transformers: a folder for "
+                        "from_pretrained; nir: a folder of graphs for neuromorphic tools, with what they cannot hold "
+                        "as host nodes (default: runtime)")
     p.add_argument("--target", choices=("hybrid", "decay-only"), default="hybrid",
                    help="of --format nir: graphs and host nodes, or one graph behind the table of input currents, "
                         "refused for a model that needs other host nodes (default: hybrid)")
