@@ -14,7 +14,8 @@ import pytest
 from symboliclight import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = sorted(ROOT.glob("README*.md"))
+PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 # Tests of their own run these pages from top to bottom.
 WHOLE = {"from-llama-cpp.md", "from-snntorch.md", "from-transformers.md"}
 
@@ -36,6 +37,20 @@ def test_tables_agree_with_results():
     check = [sys.executable, str(ROOT / "tools" / "fill_docs.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_both_readmes_show_the_same():
+    """Code but for its comments, sections, tables, and where pictures and links lead, in the same order."""
+    def shown(page):
+        text = page.read_text(encoding="utf-8").split("\n", 4)[4]  # below the links from one to the other
+        code = [re.sub(r"\s+#.*", "", block) for block in re.findall(r"```\w+\n(.*?)```", text, re.DOTALL)]
+        links = [t for t in re.findall(r"\]\(([^)]+)\)", text)]
+        return {"code": code, "sections": len(re.findall("^## ", text, re.M)), "links": links,
+                "tables": re.findall(r"<!-- (?!end)(.*?) -->", text), "rows": len(re.findall(r"^\|", text, re.M)),
+                "points": len(re.findall("^- ", text, re.M)), "names": sorted(re.findall(r"`([^`\n]+)`", text))}
+    english, chinese = map(shown, READMES)
+    for part in english:
+        assert chinese[part] == english[part], part
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"model", "data", "engine", "_engine"},
     {"sampling", "likelihood", "runner", "train", "optim", "distributed"},
     {"evaluate", "sparsity", "operations", "energy", "study", "report", "plots", "rasters", "recipes", "interop",
-     "quality", "benchmarks"},
+     "quality", "card", "benchmarks"},
     {"cli", "commands", "serve"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,30 +1,44 @@
-"""Fill the tables of README.md and docs/*.md from results/*.json; `--check` only says whether they agree.
+"""Fill the tables of README*.md and docs/*.md from results/*.json; `--check` only says whether they agree.
 
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand. A word after the
 name chooses one of several tables: `parts` of a benchmark, or one of `energy.tables`,
-`interop.hardware_tables` or `interop.nir.tables`, or one that the report of a study holds.
+`interop.hardware_tables`, `interop.nir.tables` or `card.TABLES`, or one that the report of a study holds, or a section
+of `docs/results.toml`, which lists claims and where in which result file their figures stand.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from symboliclight import card
 from symboliclight.energy import tables
 from symboliclight.interop import hardware_tables
 from symboliclight.interop.nir import tables as nir_tables
 from symboliclight.report import comparison_rows
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- (results/[\w./-]+\.json)(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- ((?:results|docs)/[\w./-]+\.(?:json|toml))(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(path: str, view: str | None) -> str:
     """Markdown table of one result file: a benchmark's rows or parts, a named one, or the demo's comparison."""
+    if path.endswith(".toml"):
+        head, rows = claims(ROOT / path, view or "")
+        return markdown(head, rows)
     result = json.loads((ROOT / path).read_text(encoding="utf-8"))
     head: tuple[str, ...]
-    if "study" in result:
+    if "card" in result:
+        head, rows = card.TABLES[view or "facts"](result)
+    elif "study" in result:
         if view not in result["tables"]:
             return "No runs yet.\n"
         head, rows = result["tables"][view]["head"], result["tables"][view]["rows"]
@@ -45,8 +59,38 @@ def table(path: str, view: str | None) -> str:
                  "" if r["target"] is None else f"{r['target']:g}") for r in result["rows"]]
     else:
         head, rows = comparison_rows(result["runs"])
+    return markdown(head, rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def claims(file: Path, section: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The claims of one section: what, ours, published, and the result file. `find` leads to each figure by `follow`,
+    `show` formats all of them."""
+    rows = []
+    for claim in tomllib.loads(file.read_text(encoding="utf-8"))[section]:
+        result = json.loads((ROOT / claim["result"]).read_text(encoding="utf-8"))
+        ours = claim["show"].format(*(follow(result, path) for path in claim["find"]))
+        rows.append((claim["what"], ours, claim["published"], f"[{Path(claim['result']).name}](../{claim['result']})"))
+    return ("what", "ours", "published", "measured in"), rows
+
+
+def follow(node: Any, path: Sequence[Any]) -> Any:
+    """The value at `path`: keys of objects; names or labels of entries of lists; in a table of a report the cells that
+    tell a row, as a list, and then its column."""
+    for key in path:
+        if isinstance(node, list):
+            node = next(entry for entry in node if key in (entry.get("name"), entry.get("label")))
+        elif isinstance(key, list):
+            (row,) = (row for row in node["rows"] if row[: len(key)] == key)
+            node = dict(zip(node["head"], row, strict=True))
+        else:
+            node = node[key]
+    return node
 
 
 def filled(text: str) -> str:
@@ -59,7 +103,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page differs from results/")
     check = parser.parse_args().check
     stale = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text(encoding="utf-8")
         if filled(text) != text:
             stale.append(page.name)

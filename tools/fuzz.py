@@ -20,7 +20,8 @@ with atheris.instrument_imports(include=["symboliclight"]):
     from symboliclight import checkpoint, engine
     from symboliclight.config import ModelConfig, save_json
     from symboliclight.engine.pack import PRECISIONS
-    from symboliclight.engine.weights import exported_tensors, places, vector_shapes
+    from symboliclight.engine.places import checkpoint_shapes
+    from symboliclight.engine.weights import exported_tensors
     from symboliclight.errors import InputError
 
 CONFIG = ModelConfig(vocab_size=37, d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, max_seq_len=32, window=3,
@@ -34,8 +35,7 @@ def sound_files(folder: Path) -> dict[str, tuple[bytes, bytes]]:
     from safetensors.numpy import save
 
     rng = np.random.default_rng(0)
-    shapes = {p.name: (p.outs, p.ins) for p in places(CONFIG)} | vector_shapes(CONFIG)
-    shapes["encoder.embedding.weight"] = (CONFIG.vocab_size, CONFIG.d_model)
+    shapes = checkpoint_shapes(CONFIG)
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     save_json(folder / checkpoint.CONFIG, model=CONFIG)
     config = (folder / checkpoint.CONFIG).read_bytes()

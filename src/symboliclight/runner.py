@@ -1,13 +1,17 @@
 """A folder as something that runs: the torch model of a checkpoint, or the torch-free runtime. All loading is here."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
+import symboliclight
 from symboliclight import checkpoint, engine
 from symboliclight.engine.pack import Precision
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import FILE_NAME as TOKENIZER
 from symboliclight.tokenizer import Tokenizer
+
+SHIPPED = Path(symboliclight.__file__).parent / "shipped"  # the model that comes with the package (docs/shipped.md)
 
 
 def load_model(directory: str) -> tuple[Any, Tokenizer]:

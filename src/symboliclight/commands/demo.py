@@ -14,6 +14,8 @@ from rich.table import Table
 
 from symboliclight.errors import InputError
 
+SHIPPED_TOKENS = 60  # of each text by the model that comes with the package
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("demo", help="train a tiny bilingual spiking model beside GPT-2 and write a report")
@@ -32,8 +34,9 @@ def run(args: argparse.Namespace) -> None:
                          "pip install 'symboliclight[train]'") from error
     if args.tokens is not None and args.tokens < 100_000:
         raise InputError(f"--tokens must be at least 100000 for curves that mean something, got {args.tokens}")
-    options = Demo(seed=args.seed) if args.tokens is None else Demo(tokens=args.tokens, seed=args.seed)
     err = Console(stderr=True)
+    _show_shipped(err)
+    options = Demo(seed=args.seed) if args.tokens is None else Demo(tokens=args.tokens, seed=args.seed)
 
     @contextmanager
     def stage(text: str) -> Iterator[None]:
@@ -44,6 +47,20 @@ def run(args: argparse.Namespace) -> None:
 
     result = demo(args.out, options, stage)
     print(json.dumps(result, ensure_ascii=False, indent=1)) if args.json else _show(result, args.out)
+
+
+def _show_shipped(console: Console) -> None:
+    """What the model that comes with the package writes, before anything is trained."""
+    from symboliclight.runner import SHIPPED, load_runner
+    from symboliclight.sampling import Sampling, generate
+
+    model, tokenizer = load_runner(str(SHIPPED))
+    console.print("The model that comes with the package ([bold]symboliclight generate[/], docs/shipped.md) writes:")
+    for prompt in ("Once upon a time", "话说天下大势"):
+        ids = tokenizer.encode(prompt, bos=True)
+        text = generate(model, tokenizer, [ids], SHIPPED_TOKENS, Sampling(temperature=0.7, top_k=50), seed=0)[0].text
+        console.print("  " + prompt + text.replace("\n", "\n  "), highlight=False, markup=False)
+    console.print("\nNow two models are trained from nothing, to see how they differ.")
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

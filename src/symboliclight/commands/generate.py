@@ -8,7 +8,7 @@ from typing import Any
 
 from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import (
-    add_model,
+    add_model_or_shipped,
     add_precision,
     add_sampling,
     read_text,
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     p = commands.add_parser("generate", help="continue a prompt")
     p.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue (default: standard input)")
     p.add_argument("--prompt-file", metavar="FILE", help="take the prompt from a UTF-8 file")
-    add_model(p)
+    add_model_or_shipped(p)
     add_precision(p)
     add_sampling(p)
     p.add_argument("--num-samples", type=int, default=1, metavar="N",
@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     p.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
     p.set_defaults(run=_run_generate)
     p = commands.add_parser("chat", help="write with a model by turns; it keeps what was said in its bounded state")
-    add_model(p)
+    add_model_or_shipped(p)
     add_precision(p)
     add_sampling(p)
     p.add_argument("--turns", action="store_true",

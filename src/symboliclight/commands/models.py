@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
+from symboliclight.runner import SHIPPED
 from symboliclight.sampling import Sampling
 
 
@@ -33,6 +34,13 @@ def read_text(path: str) -> str:
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --model."""
     parser.add_argument("--model", metavar="DIR", required=required, help="a checkpoint, or the folder of a run")
+
+
+def add_model_or_shipped(parser: argparse.ArgumentParser) -> None:
+    """Add --model, which may be left out."""
+    parser.add_argument("--model", metavar="DIR", default=str(SHIPPED),
+                        help="a checkpoint, an exported folder, or the folder of a run (default: the small model that "
+                             "comes with the package)")
 
 
 def label_of(directory: str) -> str:

@@ -1,0 +1,98 @@
+"""The model that comes with the package: the file that was measured, small enough, and at work without torch."""
+
+import hashlib
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from symboliclight import card, cli, runner
+from symboliclight.checkpoint import MODEL
+from symboliclight.config import DataConfig, RunConfig, to_dict
+from symboliclight.likelihood import nats
+from training import CONFIG, go
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIP = [sys.executable, str(ROOT / "tools" / "ship.py")]
+RESULT = json.loads((ROOT / "results" / "shipped.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return runner.load_runner(str(runner.SHIPPED), threads=1)
+
+
+def test_the_file_is_the_one_that_was_measured(shipped):
+    weights = (runner.SHIPPED / MODEL).read_bytes()
+    model, tokenizer = shipped
+    assert hashlib.sha256(weights).hexdigest() == RESULT["sha256"] and len(weights) == RESULT["bytes"] <= 12_000_000
+    assert model.precision == RESULT["precision"] and to_dict(model.config) == RESULT["config"]
+    assert tokenizer.hash == RESULT["training"]["tokenizer_hash"]
+
+
+@pytest.mark.parametrize("domain", ["en_fiction", "zh_fiction"])
+def test_it_predicts_text_that_it_did_not_train_on_as_well_as_its_card_says(shipped, domain):
+    """The demo corpus is another text, so the margin is wide: a broken file predicts worse than a uniform guess."""
+    model, tokenizer = shipped
+    file = ROOT / "src" / "symboliclight" / "data" / "demo" / f"{domain}.txt.xz"
+    text = lzma.decompress(file.read_bytes()).decode()[:4000]
+    ids = np.array([tokenizer.encode(text, bos=True)[:512]])
+    loss = float(nats(model(ids[:, :-1])[0], ids[:, 1:]).mean())
+    assert loss < RESULT["shipped"]["languages"][domain[:2]]["nats_per_token"] + 1 < np.log(model.config.vocab_size) - 1
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "话说天下大势"])
+def test_generate_needs_neither_a_model_nor_torch(prompt):
+    code = ("import sys; sys.modules['torch'] = None; from symboliclight.cli import main; "
+            f"sys.exit(main(['generate', {prompt!r}, '--max-tokens', '20']))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(prompt) and len(done.stdout.strip()) > len(prompt) + 10
+
+
+def test_the_same_seed_writes_the_same_and_another_does_not(capsys):
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert cli.main(["generate", "The sea", "--max-tokens", "16", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, small_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ship") / "run"
+    go(RunConfig(small_config, DataConfig(str(small_shards.path), seq_len=32), CONFIG), folder)
+    return folder
+
+
+def test_ship_exports_and_measures(finished, small_shards, tmp_path):
+    package, results = tmp_path / "package", tmp_path / "shipped.json"
+    done = subprocess.run([*SHIP, "--model", finished, "--data", small_shards.path, "--package", package,
+                           "--results", results], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert found["sha256"] == hashlib.sha256((package / MODEL).read_bytes()).hexdigest()
+    assert found["training"]["tokens"] == 20 * 64 and set(found["shipped"]["domains"]) == {"english", "chinese"}
+    exact, ours = (found[kind]["mean"]["token_weighted"]["nats_per_token"] for kind in ("float32", "shipped"))
+    assert exact != ours and abs(exact - ours) < 0.01
+    assert {site.split(".")[0] for site in found["shipped"]["sparsity"]["sites"]} == {"encoder", "ffn", "blocks"}
+    assert [s["prompt"] for s in found["samples"]] == list(card.PROMPTS)
+    for table in card.TABLES.values():
+        head, rows = table(found)
+        assert rows and all(len(row) == len(head) for row in rows)
+
+
+def test_ship_refuses_what_is_not_finished_or_not_of_this_data(finished, tmp_path, small_shards):
+    run = json.loads((finished / "run.json").read_text())
+    other = {**run, "data_hash": "0" * 64}
+    del (unfinished := dict(run))["result"]
+    for facts, message in ((unfinished, "not finished"), (other, "other data")):
+        (tmp_path / "run.json").write_text(json.dumps(facts))
+        done = subprocess.run([*SHIP, "--model", tmp_path, "--data", small_shards.path, "--package", tmp_path / "p",
+                               "--results", tmp_path / "r.json"], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "p").exists() and not (tmp_path / "r.json").exists()
