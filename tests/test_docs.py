@@ -44,7 +44,7 @@ def test_both_readmes_show_the_same():
     def shown(page):
         text = page.read_text(encoding="utf-8").split("\n", 4)[4]  # below the links from one to the other
         code = [re.sub(r"\s+#.*", "", block) for block in re.findall(r"```\w+\n(.*?)```", text, re.DOTALL)]
-        links = [t for t in re.findall(r"\]\(([^)]+)\)", text)]
+        links = re.findall(r"\]\(([^)]+)\)", text)
         return {"code": code, "sections": len(re.findall("^## ", text, re.M)), "links": links,
                 "tables": re.findall(r"<!-- (?!end)(.*?) -->", text), "rows": len(re.findall(r"^\|", text, re.M)),
                 "points": len(re.findall("^- ", text, re.M)), "names": sorted(re.findall(r"`([^`\n]+)`", text))}
