@@ -172,10 +172,39 @@ struct Attention : Step {
             for (int64_t k = 0; k < m.K; ++k) out[r * m.D + k] = w.gate[n + r] ? out[r * m.D + k] / whole[r] : 0;
     }
 
+    float* tail_of(int64_t layer, int64_t b, int64_t which) const {
+        return state.tails + ((b * m.L + layer) * written(m) + which) * (m.taps - 1) * m.D;
+    }
+
+    // Convolves head h of x along the tokens of sequence b, in place, and keeps its last inputs (ops/conv.py).
+    void convolve(const float* taps, float* tail, float* x, int64_t b, int64_t h) const {
+        const int64_t column = h * m.K, last = (m.taps - 2) * m.D + column;
+        for (int64_t n = b * T; n < (b + 1) * T; ++n)
+            lanes(m.K, [&](int64_t i, auto l) {
+                float *here = x + n * m.D + column + i, *past = tail + i;
+                const vfloat in = position(n) < 0 ? vfloat{} : load(here, l);  // absent: left padding
+                vfloat y = in * load(taps + column + i, l);
+                for (int64_t j = 1; j < m.taps; ++j)
+                    y = fma(load(past + last - (j - 1) * m.D, l), load(taps + j * m.D + column + i, l), y);
+                for (int64_t at = column; at < last; at += m.D) store(past + at, load(past + at + m.D, l), l);
+                store(past + last, in, l);
+                store(here, y, l);
+            });
+    }
+
+    void convolve_all(int64_t layer, int64_t b, int64_t h) const {
+        const Layer& p = m.layers[layer];
+        if (m.decay) convolve(p.conv_u, tail_of(layer, b, 0), w.u, b, h);
+        if (!m.attention) return;
+        convolve(p.conv_k, tail_of(layer, b, m.decay), w.k, b, h);
+        convolve(p.conv_v, tail_of(layer, b, m.decay + 1), w.v, b, h);
+    }
+
     // Both paths and their mix for one head of one sequence; then its keys enter the state (model/mixer.py).
     template <class Key>
     void mix(int64_t layer, int64_t b, int64_t h) const {
         const int64_t K = m.K, first = b * T, column = h * K;
+        if (m.taps) convolve_all(layer, b, h);
         for (int64_t n = first; m.attention && n < first + T; ++n) {
             rotate(w.q + n * m.D + column, w.turn + n * K);
             rotate(w.k + n * m.D + column, w.turn + n * K);
@@ -190,14 +219,17 @@ struct Attention : Step {
             for (; n < first + T; ++n) attend<Key, 1>(layer, n, h, w.o + n * m.D + column);
         }
         for (n = first; m.decay && n < first + T; ++n)
-            fade(m.layers[layer], h, state.h + (b * m.L + layer) * m.D + column, w.u + n * m.D + column, w.o + n * m.D + column);
+            fade(m.layers[layer], n, h, state.h + (b * m.L + layer) * m.D + column, w.u + n * m.D + column, w.o + n * m.D + column);
         if (m.attention) keep<Key>(layer, b, h);
     }
 
-    // past <- d past + (1 - d) u (ops/decay.py), mixed into o.
-    void fade(const Layer& p, int64_t h, float* past, const float* u, float* o) const {
-        const vfloat d = splat(p.decay[h]), rest = splat(1) - d, a = splat(p.fuse);
+    // past <- d past + (1 - d) u (ops/decay.py, ops/gated.py), mixed into o.
+    void fade(const Layer& p, int64_t n, int64_t h, float* past, const float* u, float* o) const {
+        const float* rate = p.decay + h * m.K;
+        const bool chosen = p.decay_gate.data;
+        const vfloat one = splat(chosen ? float(1 / (1 + ::exp(-double(*rate + w.chosen[n * m.H + h])))) : 0), a = splat(p.fuse);
         lanes(m.K, [&](int64_t i, auto l) {
+            const vfloat d = chosen ? one : load(rate + i, l), rest = splat(1) - d;
             vfloat x = fma(d, load(past + i, l), rest * load(u + i, l));
             store(past + i, x, l);
             store(o + i, m.attention ? fma(a, load(o + i, l) - x, x) : x, l);
@@ -223,7 +255,7 @@ struct Attention : Step {
         }
     }
 
-    // The gates of those keys; all closed for a layer that an early exit left out.
+    // The gates of those keys; all closed for a layer that did not run.
     void keep_gates(int64_t layer, int64_t b, bool ran) const {
         uint8_t *ring = state.gate + (b * m.L + layer) * m.W, *anchors = state.anchor_gate + (b * m.L + layer) * m.A;
         for (int64_t t = 0; m.attention && t < T; ++t) {
@@ -231,6 +263,18 @@ struct Attention : Step {
             if (j < 0) continue;
             if (ran && j < m.A) anchors[j] = w.gate[b * T + t];
             if (m.W) ring[j % m.W] = ran && w.gate[b * T + t];
+        }
+    }
+
+    // Leaves this call's tokens out of a layer, after an early exit: no keys, zeros for the convolutions.
+    void pass_over(int64_t layer, int64_t b) const {
+        keep_gates(layer, b, false);
+        if (!m.taps) return;
+        const int64_t room = (m.taps - 1) * m.D, gone = (T < m.taps - 1 ? T : m.taps - 1) * m.D;
+        for (int64_t which = 0; which < written(m); ++which) {
+            float* past = tail_of(layer, b, which);
+            std::memmove(past, past + gone, (room - gone) * sizeof(float));
+            std::memset(past + room - gone, 0, gone * sizeof(float));
         }
     }
 };

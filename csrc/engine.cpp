@@ -8,8 +8,12 @@ namespace SYMBOLICLIGHT_ISA {
 namespace {
 
 struct Pass : Head {
-    // to = LayerNorm(a + b); b may be null.
+    // to = LayerNorm(a + b), or a + b + bias; b may be null.
     void normalise(const Norm& norm, const float* a, const float* b, float* to) const {
+        if (!norm.weight) return lanes(m.D, [&](int64_t i, auto l) {
+            vfloat x = b ? load(a + i, l) + load(b + i, l) : load(a + i, l);
+            store(to + i, x + load(norm.bias + i, l), l);
+        });
         vfloat whole{}, squares{};
         lanes(m.D, [&](int64_t i, auto l) {
             vfloat x = b ? load(a + i, l) + load(b + i, l) : load(a + i, l);
@@ -28,11 +32,18 @@ struct Pass : Head {
         });
     }
 
-    // s = 1[x >= threshold] of n values; `one` takes one threshold for all.
-    static void spike(const float* x, const float* threshold, bool one, float* s, int64_t n) {
+    // Ends a residual branch: what it left in y joins the stream of row n, and n is what is read of that.
+    void join(const Norm& norm, int64_t n) const {
+        float* c = w.c + n * m.D;
+        const float* y = w.y + n * m.D;
+        if (m.pre) lanes(m.D, [&](int64_t i, auto l) { store(c + i, load(c + i, l) + load(y + i, l), l); });
+        normalise(norm, c, m.pre ? nullptr : y, w.n + n * m.D);
+    }
+
+    // s = 1[x >= threshold] of n values.
+    static void spike(const float* x, const float* threshold, float* s, int64_t n) {
         lanes(n, [&](int64_t i, auto l) {
-            vfloat level = one ? splat(*threshold) : load(threshold + i, l);
-            store(s + i, load(x + i, l) >= level ? splat(1) : vfloat{}, l);
+            store(s + i, load(x + i, l) >= load(threshold + i, l) ? splat(1) : vfloat{}, l);
         });
     }
 
@@ -45,6 +56,7 @@ struct Pass : Head {
         });
         normalise(m.encoder_norm, c, nullptr, c);
         if (position(n) < 0) std::memset(c, 0, m.D * sizeof(float));  // absent: left padding
+        if (m.pre) std::memcpy(w.n + n * m.D, c, m.D * sizeof(float));
     }
 
     // The encoder's neuron along the tokens of sequence b (model/encoder.py). No fma in the membrane: as ops/lif.py.
@@ -54,7 +66,7 @@ struct Pass : Head {
             const float* x = w.c + n * m.D;
             float *s = w.s + n * m.D, *r = state.v + b * m.D;
             if (m.source == Source::dense) std::memcpy(s, x, m.D * sizeof(float));
-            if (m.source == Source::threshold) spike(x, m.threshold, false, s, m.D);
+            if (m.source == Source::threshold) spike(x, m.threshold, s, m.D);
             if (m.source == Source::topk) largest(x, s);
             if (m.source != Source::lif) continue;
             lanes(m.D, [&](int64_t i, auto l) {
@@ -74,15 +86,15 @@ struct Pass : Head {
         for (int64_t i = 0; i < m.D; ++i) s[i] = x[i] > level || (x[i] == level && equal-- > 0);
     }
 
-    // Readies row n of the spikes for W_tcam, and its gate.
+    // Readies row n of what the mixer reads, and its gate.
     void open(const Layer& layer, int64_t n) const {
         float* s = w.s + n * m.D;
         bool present = position(n) >= 0, any = false;
         if (!present) std::memset(s, 0, m.D * sizeof(float));
-        for (int64_t i = 0; m.gate && !any && i < m.D; ++i) any = s[i] != 0;
+        for (int64_t i = 0; m.gate && !any && i < m.D; ++i) any = s[i] > 0;
         w.gate[n] = present && (any || !m.gate);
-        if (m.decay) prepare(layer.tcam, with(w.spikes, w.s), n);
-        if (m.attention) prepare(layer.q, with(w.stream, w.c), n);
+        if (m.decay || m.spike_fed) prepare(m.decay ? layer.tcam : layer.q, with(w.spikes, w.s), n);
+        if (m.attention && !m.spike_fed) prepare(layer.q, with(w.stream, w.n), n);
     }
 
     static void note(const float* s, uint8_t* to, int64_t n) {
@@ -92,15 +104,15 @@ struct Pass : Head {
     void hidden(int64_t layer, int64_t n) const {
         const Layer& p = m.layers[layer];
         float* f = w.f + n * m.F;
-        if (m.ffn_spikes) spike(f, &m.v_threshold, true, f, m.F);
+        if (m.ffn_spikes) spike(f, p.ffn_level, f, m.F);
         else gelu(f, m.F, 1);
         if (call.taps.ffn) note(f, call.taps.ffn + (layer * N + n) * m.F, m.F);
         prepare(p.down, with(w.stream, w.f), n);
     }
 
     const float* last_rows() const {
-        if (T == 1) return w.c;
-        each(B, [&](int64_t b) { std::memcpy(w.y + b * m.D, w.c + (b * T + T - 1) * m.D, m.D * sizeof(float)); });
+        if (T == 1) return w.n;
+        each(B, [&](int64_t b) { std::memcpy(w.y + b * m.D, w.n + (b * T + T - 1) * m.D, m.D * sizeof(float)); });
         pool.sync();
         return w.y;
     }
@@ -124,20 +136,37 @@ struct Pass : Head {
         for (int64_t n = 0; thread == 0 && n < N; ++n) into += active[n];
     }
 
+    // The products with what the mixer reads.
+    void read(const Layer& p, int64_t layer) const {
+        const Operand spikes = with(w.spikes, w.s), seen = m.spike_fed ? spikes : with(w.stream, w.n);
+        if ((m.decay ? p.tcam : p.q).by_input) count(w.spikes.active, stats.tcam[layer]);
+        if (m.decay) product(p.tcam, spikes, w.u, N);
+        if (p.decay_gate.data) product(p.decay_gate, spikes, w.chosen, N);
+        if (!m.attention) return;
+        product(p.q, seen, w.q, N);
+        product(p.k, seen, w.k, N);
+        product(p.v, seen, w.v, N);
+    }
+
+    // Row n of the stream after the mixer, and what W_up reads of it.
+    void mixed(int64_t layer, int64_t n, const Operand& fed, bool sketched) const {
+        const Layer& p = m.layers[layer];
+        join(p.mixer_norm, n);
+        if (fed.x == w.s) {
+            spike(w.n + n * m.D, p.mixer_level, w.s + n * m.D, m.D);
+            if (call.taps.mixer) note(w.s + n * m.D, call.taps.mixer + (layer * N + n) * m.D, m.D);
+        }
+        if (sketched) prepare_sketch(p.sketch.rough, fed, n);
+        else prepare(p.up, fed, n);
+    }
+
     void block(int64_t layer) const {
         const Layer& p = m.layers[layer];
         const bool sketched = p.sketch.rough.data && m.ffn_spikes && N <= SKETCH_ROWS;
+        const Operand fed = m.spike_fed && m.block_spikes ? with(w.spikes, w.s) : with(w.stream, w.n);  // to W_up
         each(N, [&](int64_t n) { open(p, n); });
         pool.sync();
-        if (m.decay) {
-            if (p.tcam.by_input) count(w.spikes.active, stats.tcam[layer]);
-            product(p.tcam, with(w.spikes, w.s), w.u, N);
-        }
-        if (m.attention) {
-            product(p.q, with(w.stream, w.c), w.q, N);
-            product(p.k, with(w.stream, w.c), w.k, N);
-            product(p.v, with(w.stream, w.c), w.v, N);
-        }
+        read(p, layer);
         pool.sync();
         each(B * m.H, [&](int64_t item) {
             if (m.short_keys) mix<int8_t>(layer, item / m.H, item % m.H);
@@ -151,32 +180,33 @@ struct Pass : Head {
         }
         product(p.out, with(w.stream, w.o), w.y, N);
         pool.sync();
-        each(N, [&](int64_t n) {
-            normalise(p.mixer_norm, w.c + n * m.D, w.y + n * m.D, w.c + n * m.D);
-            if (sketched) prepare_sketch(p.sketch.rough, with(w.stream, w.c), n);
-            else prepare(p.up, with(w.stream, w.c), n);
-        });
+        each(N, [&](int64_t n) { mixed(layer, n, fed, sketched); });
         pool.sync();
+        if (p.up.by_input) count(fed.active, stats.up[layer]);
         if (sketched)
             share(units(p.up), [&](int64_t begin, int64_t end) {
-                int64_t exact = certify(p.up, p.sketch, with(w.stream, w.c), N, m.v_threshold, w.f, begin, end);
+                int64_t exact = certify(p.up, p.sketch, fed, N, p.ffn_level, w.f, begin, end);
                 __atomic_fetch_add(&stats.exact[layer], exact, __ATOMIC_RELAXED);
             });
-        else product(p.up, with(w.stream, w.c), w.f, N);
+        else product(p.up, fed, w.f, N);
         pool.sync();
         each(N, [&](int64_t n) { hidden(layer, n); });
         pool.sync();
         if (p.down.by_input) count(w.stream.active, stats.down[layer]);
         product(p.down, with(w.stream, w.f), w.y, N);
         pool.sync();
-        each(N, [&](int64_t n) {
-            float *c = w.c + n * m.D, *s = w.s + n * m.D;
-            normalise(p.ffn_norm, c, w.y + n * m.D, c);
-            if (m.block_spikes) spike(c, &m.v_threshold, true, s, m.D);
-            else std::memcpy(s, c, m.D * sizeof(float));
-            if (call.taps.blocks) note(s, call.taps.blocks + (layer * N + n) * m.D, m.D);
-        });
+        each(N, [&](int64_t n) { close(layer, n); });
         if (thread == 0) stats.layers += N, stats.sketched += sketched ? N : 0;
+    }
+
+    // Row n of the stream after the block, and its spikes.
+    void close(int64_t layer, int64_t n) const {
+        const Layer& p = m.layers[layer];
+        float *s = w.s + n * m.D, *seen = w.n + n * m.D;
+        join(p.ffn_norm, n);
+        if (m.block_spikes) spike(seen, p.level, s, m.D);
+        else std::memcpy(s, seen, m.D * sizeof(float));
+        if (call.taps.blocks) note(s, call.taps.blocks + (layer * N + n) * m.D, m.D);
     }
 
     void run() const {
@@ -194,12 +224,12 @@ struct Pass : Head {
         for (int64_t layer = 0; layer < m.L; ++layer) {
             block(layer);
             if (m.exit_entropy < 0 || !certain()) continue;
-            for (int64_t left = layer + 1; left < m.L; ++left) each(B, [&](int64_t b) { keep_gates(left, b, false); });
+            for (int64_t left = layer + 1; left < m.L; ++left) each(B, [&](int64_t b) { pass_over(left, b); });
             break;
         }
         pool.sync();
         if (call.want == Logits::last) head(last_rows(), B, call.logits, call.top);
-        if (call.want == Logits::all) head(w.c, N, call.logits);
+        if (call.want == Logits::all) head(w.n, N, call.logits);
     }
 };
 

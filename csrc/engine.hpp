@@ -29,20 +29,36 @@ struct Matrix {
     const void* scale = nullptr;
 };
 
+inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes that a matrix and its scales take.
+inline int64_t data_bytes(const Matrix& m) {
+    const int64_t bits = m.format == Format::float32 ? 32 : m.format == Format::bfloat16 ? 16 : m.format == Format::int8 ? 8 : 4;
+    bool plain = m.by_input || m.format == Format::float32;
+    return (plain ? m.outs * m.ins : up(m.outs, LANES) * up(m.ins, GROUP)) * bits / 8;
+}
+
+inline int64_t scale_bytes(const Matrix& m) {
+    if (m.format == Format::int8) return (m.by_input ? m.outs : up(m.outs, LANES)) * 4;
+    return m.format == Format::int4 ? up(m.outs, LANES) * up(m.ins, GROUP) / GROUP * 2 : 0;
+}
+
 // A float32 matrix seen through 8 bits (sketch.hpp): int8 as above, and how far the two can lie apart.
 struct Sketch {
     Matrix rough;
     const float *lost = nullptr, *kept = nullptr;  // (outs up to 16,) bounds an output: see pack.sketch
 };
 
-struct Norm { const float *weight = nullptr, *bias = nullptr; };
+struct Norm { const float *weight = nullptr, *bias = nullptr; };  // without a weight: the bias alone, no statistics
 
 struct Layer {
-    Matrix tcam, q, k, v, out, up, down;
+    Matrix tcam, decay_gate, q, k, v, out, up, down;  // decay_gate: (H, D), only where spikes choose the decay
     Sketch sketch;  // of up, if there is one
     Norm mixer_norm, ffn_norm;
-    const float* decay = nullptr;  // (H,)
+    const float* decay = nullptr;  // (D,) rates of the channels; their logits, equal within a head, beside a decay_gate
     float fuse = 0;                // share of attention in the mix
+    const float *conv_u = nullptr, *conv_k = nullptr, *conv_v = nullptr;          // (taps, D)
+    const float *mixer_level = nullptr, *ffn_level = nullptr, *level = nullptr;   // (D,), (F up to 16,), (D,) thresholds
 };
 
 enum class Source { lif, threshold, topk, dense };
@@ -50,10 +66,12 @@ enum class Prior { none, fixed, dynamic };
 
 struct Model {
     int64_t D, H, K, F, V, W, A, L;
-    float v_threshold, v_clamp, exit_entropy;  // nats; negative: no early exit
+    float v_clamp, exit_entropy;  // nats; negative: no early exit
+    int64_t taps;                 // of the convolutions; 0: there are none
     Source source;
     int64_t topk;
     bool gate, block_spikes, ffn_spikes, decay, attention, short_keys;
+    bool norm, pre, spike_fed;  // LayerNorms in the stream; off the stream; q, k, v and up read spikes
     Prior prior;
     float prior_weight;
     Matrix embedding;  // (V, D) float32 or bfloat16, row by row
@@ -68,7 +86,10 @@ struct Model {
 
 constexpr int64_t QUERIES = 4;  // of neighbouring tokens, that attend together
 
-inline int64_t sight(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
+static inline int64_t sight(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
+
+// Convolutions of a layer: of u, then of keys and values.
+static inline int64_t written(const Model& m) { return m.decay + 2 * m.attention; }
 
 // The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W. Keys and values are
 // K floats, or under int8 and int4 (Model::short_keys) K int8 and a float, the unit that they count in.
@@ -79,6 +100,7 @@ struct State {
     uint8_t* gate;                      // (B, L, W)
     void *anchor_k, *anchor_v;          // (B, L, H, A, K)
     uint8_t* anchor_gate;               // (B, L, A)
+    float* tails;                       // (B, L, written, taps - 1, D) the last inputs of the convolutions, oldest first
 };
 
 // One side of a product, ready for matrices of any format: rows of floats, and what the format needs beside them.
@@ -97,6 +119,7 @@ struct Operand {
 
 struct Scratch {
     float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
+    float *n, *chosen;                     // (N, D) what is read of the stream c: c itself but with `pre`; (N, H)
     void *key, *value;                     // (N, H, K) k and v as the state keeps them
     float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
     uint8_t* gate;                         // (N,)
@@ -110,7 +133,7 @@ struct Scratch {
 
 // What calls did, for honest byte counts.
 struct Stats {
-    int64_t *tcam, *down;  // (L,) active inputs
+    int64_t *tcam, *up, *down;  // (L,) active inputs; those of tcam are those of decay_gate and of spike-fed q, k, v
     int64_t* exact;        // (L,) outputs of `up` computed in full because the sketch left them open
     int64_t *chosen;       // 2: rows whose head was sketched, and logits computed in full for them
     int64_t sketched;      // tokens times layers whose spikes come from the sketch
@@ -119,8 +142,8 @@ struct Stats {
 
 enum class Logits { none, last, all };
 
-// Where to note who spiked, 0 or 1; null where nobody asks: (N, D), (L, N, F) and (L, N, D).
-struct Taps { uint8_t *encoder = nullptr, *ffn = nullptr, *blocks = nullptr; };
+// Where to note who spiked, 0 or 1; null where nobody asks: (N, D), (L, N, D), (L, N, F) and (L, N, D).
+struct Taps { uint8_t *encoder = nullptr, *mixer = nullptr, *ffn = nullptr, *blocks = nullptr; };
 
 struct Call {
     int64_t B, T;

@@ -45,20 +45,6 @@ std::vector<const EngineIsa*> supported() {
     return found;
 }
 
-int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Bytes that a matrix and its scales take (engine.hpp says how).
-int64_t data_bytes(const Matrix& m) {
-    const int64_t halves = m.format == Format::float32 ? 8 : m.format == Format::bfloat16 ? 4 : m.format == Format::int8 ? 2 : 1;
-    bool plain = m.by_input || m.format == Format::float32;
-    return (plain ? m.outs * m.ins : up(m.outs, LANES) * up(m.ins, GROUP)) * halves / 2;
-}
-
-int64_t scale_bytes(const Matrix& m) {
-    if (m.format == Format::int8) return (m.by_input ? m.outs : up(m.outs, LANES)) * 4;
-    return m.format == Format::int4 ? up(m.outs, LANES) * up(m.ins, GROUP) / GROUP * 2 : 0;
-}
-
 template <class T>
 T* of_size(const Array<T>& array, int64_t size, const char* name) {
     if (int64_t(array.size()) != size) throw std::invalid_argument(std::string(name) + " has the wrong size");
@@ -70,20 +56,22 @@ class Engine {
     Engine(nb::dict sizes, nb::dict switches, int threads) : pool_(std::min(std::max(threads, 1), 256)) {
         auto size = [&](const char* name) { return nb::cast<int64_t>(sizes[name]); };
         m_.D = size("d_model"), m_.H = size("n_heads"), m_.K = size("head_dim"), m_.F = size("d_ff"), m_.V = size("vocab_size");
-        m_.W = size("window"), m_.A = size("n_anchors"), m_.L = size("n_layers"), m_.topk = size("topk");
-        for (int64_t n : {m_.D, m_.H, m_.K, m_.F, m_.V, m_.L, m_.topk, m_.W + 1, m_.A + 1})
+        m_.W = size("window"), m_.A = size("n_anchors"), m_.L = size("n_layers"), m_.topk = size("topk"), m_.taps = size("conv");
+        for (int64_t n : {m_.D, m_.H, m_.K, m_.F, m_.V, m_.L, m_.topk, m_.W + 1, m_.A + 1, m_.taps + 1})
             if (n < 1 || n > int64_t(1) << 31) throw std::invalid_argument("a size is out of range");
-        if (m_.D != m_.H * m_.K || m_.topk > m_.D) throw std::invalid_argument("sizes do not fit together");
+        if (m_.D != m_.H * m_.K || m_.topk > m_.D || m_.taps == 1) throw std::invalid_argument("sizes do not fit together");
         auto value = [&](const char* name) { return nb::cast<float>(switches[name]); };
         auto flag = [&](const char* name) { return nb::cast<bool>(switches[name]); };
-        m_.v_threshold = value("v_threshold"), m_.v_clamp = value("v_clamp"), m_.exit_entropy = value("exit_entropy");
-        m_.prior_weight = value("prior_weight");
+        m_.v_clamp = value("v_clamp"), m_.exit_entropy = value("exit_entropy"), m_.prior_weight = value("prior_weight");
         m_.source = Source(nb::cast<int>(switches["source"])), m_.prior = Prior(nb::cast<int>(switches["prior"]));
         m_.gate = flag("gate"), m_.block_spikes = flag("block_spikes"), m_.ffn_spikes = flag("ffn_spikes");
         m_.decay = flag("decay"), m_.attention = flag("attention"), m_.short_keys = flag("short_keys");
+        m_.norm = flag("norm"), m_.pre = flag("pre"), m_.spike_fed = flag("spike_fed");
+        levels_.assign(m_.D, value("stream_threshold")), ffn_levels_.assign(up(m_.F, LANES), value("v_threshold"));
         layers_.resize(m_.L);
+        for (Layer& p : layers_) p.mixer_level = p.level = levels_.data(), p.ffn_level = ffn_levels_.data();
         m_.layers = layers_.data();
-        tcam_.resize(m_.L), down_.resize(m_.L), exact_.resize(m_.L);
+        tcam_.resize(m_.L), up_.resize(m_.L), down_.resize(m_.L), exact_.resize(m_.L);
     }
 
     // Sites are named as in the checkpoint; the arrays are kept, not copied.
@@ -95,9 +83,9 @@ class Engine {
         const int64_t D = m_.D, P = D / 4;
         Layer& p = layers_.at(layer);
         struct { const char* name; Matrix* to; int64_t outs, ins; } places[] = {
-            {"embedding", &m_.embedding, m_.V, D}, {"tcam", &p.tcam, D, D}, {"q", &p.q, D, D}, {"k", &p.k, D, D},
-            {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D}, {"up.sketch", &p.sketch.rough, m_.F, D}, {"head.sketch", &m_.head_sketch.rough, m_.V, D},
-            {"prior_up.sketch", &m_.prior_sketch.rough, m_.V, P}, {"down", &p.down, D, m_.F},
+            {"embedding", &m_.embedding, m_.V, D}, {"tcam", &p.tcam, D, D}, {"decay_gate", &p.decay_gate, m_.H, D},
+            {"q", &p.q, D, D}, {"k", &p.k, D, D}, {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D},
+            {"up.sketch", &p.sketch.rough, m_.F, D}, {"head.sketch", &m_.head_sketch.rough, m_.V, D}, {"prior_up.sketch", &m_.prior_sketch.rough, m_.V, P}, {"down", &p.down, D, m_.F},
             {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P}};
         for (auto& place : places)
             if (site == place.name) {
@@ -117,16 +105,15 @@ class Engine {
             {"encoder_norm.weight", &m_.encoder_norm.weight, D}, {"encoder_norm.bias", &m_.encoder_norm.bias, D},
             {"mixer_norm.weight", &p.mixer_norm.weight, D}, {"mixer_norm.bias", &p.mixer_norm.bias, D},
             {"ffn_norm.weight", &p.ffn_norm.weight, D}, {"ffn_norm.bias", &p.ffn_norm.bias, D},
-            {"leak", &m_.leak, D}, {"threshold", &m_.threshold, D}, {"decay", &p.decay, m_.H}, {"bias", &m_.bias, m_.V},
+            {"leak", &m_.leak, D}, {"threshold", &m_.threshold, D}, {"decay", &p.decay, D}, {"bias", &m_.bias, m_.V},
+            {"conv_u", &p.conv_u, m_.taps * D}, {"conv_k", &p.conv_k, m_.taps * D}, {"conv_v", &p.conv_v, m_.taps * D},
+            {"mixer_level", &p.mixer_level, D}, {"ffn_level", &p.ffn_level, up(m_.F, LANES)}, {"level", &p.level, D},
             {"inverse", &m_.inverse, m_.K / 2}, {"up.sketch.lost", &p.sketch.lost, up(m_.F, LANES)},
             {"up.sketch.kept", &p.sketch.kept, up(m_.F, LANES)}, {"head.sketch.lost", &m_.head_sketch.lost, up(m_.V, LANES)},
             {"head.sketch.kept", &m_.head_sketch.kept, up(m_.V, LANES)},
             {"prior_up.sketch.lost", &m_.prior_sketch.lost, up(m_.V, LANES)},
             {"prior_up.sketch.kept", &m_.prior_sketch.kept, up(m_.V, LANES)}};
-        if (site == "fuse") {
-            p.fuse = *of_size(data, 1, "fuse");
-            return;
-        }
+        if (site == "fuse") { p.fuse = *of_size(data, 1, "fuse"); return; }
         for (auto& place : places)
             if (site == place.name) {
                 *place.to = of_size(data, place.size, place.name);
@@ -143,13 +130,13 @@ class Engine {
         return array.data();
     }
 
-    // Reads tokens (B, T), advances the state arrays in place, fills logits (B, V), (B, T, V) or none, and notes spikes of
-    // the encoder (B T, D), the hidden units (L, B T, F) and the blocks (L, B T, D) where arrays are given.
+    // Reads tokens (B, T), advances the state arrays in place, fills logits (B, V), (B, T, V) or none, and notes spikes
+    // (engine.hpp, Taps) where arrays are given.
     void forward(Array<const int64_t> tokens, Array<int64_t> position, Array<float> v, Array<float> h, Keys k,
                  Keys value, Array<uint8_t> gate, Keys anchor_k, Keys anchor_v,
-                 Array<uint8_t> anchor_gate, std::optional<Array<float>> logits, bool all,
-                 int64_t top, std::optional<Array<uint8_t>> encoder, std::optional<Array<uint8_t>> ffn,
-                 std::optional<Array<uint8_t>> blocks) {
+                 Array<uint8_t> anchor_gate, Array<float> tails, std::optional<Array<float>> logits, bool all,
+                 int64_t top, std::optional<Array<uint8_t>> encoder, std::optional<Array<uint8_t>> mixer,
+                 std::optional<Array<uint8_t>> ffn, std::optional<Array<uint8_t>> blocks) {
         require_complete();
         if (tokens.ndim() != 2) throw std::invalid_argument("tokens must be (B, T)");
         const int64_t B = tokens.shape(0), T = tokens.shape(1), LB = m_.L * B, D = m_.decay ? m_.D : 0, X = m_.attention ? 1 : 0;
@@ -158,16 +145,18 @@ class Engine {
         State state{of_size(position, B, "position"), of_size(v, B * m_.D, "v"), of_size(h, LB * D, "h"),
                     of_keys(k, X * LB * m_.W, "k"), of_keys(value, X * LB * m_.W, "value"),
                     of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, X * LB * m_.A, "anchor_k"),
-                    of_keys(anchor_v, X * LB * m_.A, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate")};
+                    of_keys(anchor_v, X * LB * m_.A, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate"),
+                    of_size(tails, m_.taps ? LB * written(m_) * (m_.taps - 1) * m_.D : 0, "tails")};
         Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr, {}, all ? 0 : std::max<int64_t>(top, 0)};
         if (logits) call.logits = of_size(*logits, (all ? B * T : B) * m_.V, "logits");
         if (encoder) call.taps.encoder = of_size(*encoder, B * T * m_.D, "encoder spikes");
+        if (mixer) call.taps.mixer = of_size(*mixer, LB * T * m_.D, "mixer spikes");
         if (ffn) call.taps.ffn = of_size(*ffn, LB * T * m_.F, "ffn spikes");
         if (blocks) call.taps.blocks = of_size(*blocks, LB * T * m_.D, "block spikes");
         nb::gil_scoped_release free;
         std::lock_guard one_call(mutex_);
         Scratch scratch = make_scratch(B, B * T);
-        Stats stats{tcam_.data(), down_.data(), exact_.data(), chosen_, 0, 0};
+        Stats stats{tcam_.data(), up_.data(), down_.data(), exact_.data(), chosen_, 0, 0};
         isa_->forward(m_, state, call, scratch, stats, pool_);
         layers_run_ += stats.layers, sketched_ += stats.sketched;
         for (int64_t b = 0; b < B; ++b) state.position[b] += T;
@@ -184,12 +173,20 @@ class Engine {
 
     std::string isa() const { return isa_->name; }
     int threads() const { return pool_.size(); }
-    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_, sketched_, exact_, chosen_[0], chosen_[1]); }
+    nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_, sketched_, exact_, chosen_[0], chosen_[1], up_); }
 
   private:
     static bool sound(const Sketch& sketch, const Matrix& exact) {
         return !sketch.rough.data || (sketch.lost && sketch.kept && sketch.rough.format == Format::int8 && !sketch.rough.by_input &&
                                       exact.format == Format::float32 && !exact.by_input);
+    }
+
+    bool sound(const Norm& norm) const { return norm.bias && !norm.weight == !m_.norm; }
+
+    // Is b there, and does what is prepared for a serve b?
+    static bool alike(const Matrix& b, const Matrix& a) {
+        auto integer = [](const Matrix& x) { return x.format == Format::int8 || x.format == Format::int4; };
+        return b.data && a.by_input == b.by_input && (a.by_input || a.format == b.format || (integer(a) && integer(b)));
     }
 
     void require_complete() const {
@@ -198,9 +195,14 @@ class Engine {
                     (m_.prior != Prior::dynamic || (m_.prior_down.data && m_.prior_up.data));
         good = good && sound(m_.head_sketch, m_.head) && sound(m_.prior_sketch, m_.prior_up) &&
                (m_.prior != Prior::dynamic || !m_.head_sketch.rough.data == !m_.prior_sketch.rough.data);
-        for (const Layer& p : layers_)
-            good = good && p.out.data && p.up.data && p.down.data && p.mixer_norm.weight && p.mixer_norm.bias && p.ffn_norm.weight &&
-                   p.ffn_norm.bias && sound(p.sketch, p.up) && (!m_.decay || (p.tcam.data && p.decay)) && (!m_.attention || (p.q.data && p.k.data && p.v.data));
+        for (const Layer& p : layers_) {
+            good = good && p.out.data && p.up.data && p.down.data && sound(p.sketch, p.up);
+            good = good && sound(p.mixer_norm) && sound(p.ffn_norm);
+            if (m_.taps) good = good && (!m_.decay || p.conv_u) && (!m_.attention || (p.conv_k && p.conv_v));
+            if (m_.decay) good = good && p.decay && p.tcam.data && (!p.decay_gate.data || alike(p.decay_gate, p.tcam));
+            if (m_.attention) good = good && p.q.data && alike(p.k, p.q) && alike(p.v, p.q);
+            if (m_.attention && m_.decay && m_.spike_fed) good = good && alike(p.q, p.tcam);
+        }
         if (!good) throw std::invalid_argument("the model lacks a weight");
     }
 
@@ -220,6 +222,7 @@ class Engine {
         for (int pass = 0; pass < 2; ++pass) {
             used_ = 0;
             for (float** to : {&w.c, &w.s, &w.y, &w.u, &w.q, &w.k, &w.v, &w.o}) *to = take<float>(N * m_.D);
+            w.n = m_.pre ? take<float>(N * m_.D) : w.c, w.chosen = take<float>(N * m_.H);
             w.key = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.k;
             w.value = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.v;
             w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
@@ -247,7 +250,8 @@ class Engine {
     std::vector<Layer> layers_;
     std::vector<Bytes> matrices_;  // these keep the arrays alive
     std::vector<Array<const float>> vectors_;
-    std::vector<int64_t> tcam_, down_, exact_;
+    std::vector<float> levels_, ffn_levels_;    // thresholds where none is learned
+    std::vector<int64_t> tcam_, up_, down_, exact_;
     int64_t layers_run_ = 0, sketched_ = 0, chosen_[2] = {};
     const EngineIsa* isa_ = supported().back();
     Pool pool_;
@@ -272,12 +276,12 @@ NB_MODULE(_engine, m) {
              nb::arg("ins"), nb::arg("data"), nb::arg("scale").none())
         .def("vector", &Engine::vector)
         .def("forward", &Engine::forward, nb::arg("tokens"), nb::arg("position"), nb::arg("v"), nb::arg("h"), nb::arg("k"),
-             nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"),
-             nb::arg("logits").none(), nb::arg("all"), nb::arg("top") = 0, nb::arg("encoder").none() = nb::none(), nb::arg("ffn").none() = nb::none(),
-             nb::arg("blocks").none() = nb::none())
+             nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"), nb::arg("tails"),
+             nb::arg("logits").none(), nb::arg("all"), nb::arg("top") = 0, nb::arg("encoder").none() = nb::none(), nb::arg("mixer").none() = nb::none(),
+             nb::arg("ffn").none() = nb::none(), nb::arg("blocks").none() = nb::none())
         .def("set_isa", &Engine::set_isa)
         .def("counts", &Engine::counts, "So far: tokens times layers run, active inputs of W_tcam and W_down by layer, tokens times layers sketched, "
-             "outputs of W_up computed in full by layer, heads sketched, logits computed in full for them.")
+             "outputs of W_up computed in full by layer, heads sketched, logits computed in full for them, active inputs of W_up.")
         .def_prop_ro("isa", &Engine::isa)
         .def_prop_ro("threads", &Engine::threads);
 }

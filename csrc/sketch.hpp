@@ -79,9 +79,9 @@ inline void exactly(const Matrix& m, const Operand& x, int64_t n, int64_t o, flo
     dot_tile<1, 1>((const float*)m.data + o * m.ins, x.x + n * m.ins, m.ins, y + o, m.outs, add);
 }
 
-// Rows [0, N) of y, for outputs of blocks [begin, end): numbers on the right side of `threshold`; those that the bound
+// Rows [0, N) of y, for outputs of blocks [begin, end): numbers on the right side of their `threshold`; those that the bound
 // leaves open are the float32 product. Returns how many those were.
-inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, float threshold, float* y,
+inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, const float* threshold, float* y,
                        int64_t begin, int64_t end) {
     int64_t exact = 0;
     for (int64_t n = 0; n < N; ++n) {
@@ -90,7 +90,8 @@ inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, 
             Estimate e = estimate(sketch, x, n, block);
             for (int p = 0; p < PIECES; ++p) {
                 const int64_t o = block * LANES + p * W;
-                vint fires = e.about[p] - e.radius[p] >= splat(threshold), silent = e.about[p] + e.radius[p] < splat(threshold);
+                const vfloat level = load(threshold + o, Full{});
+                vint fires = e.about[p] - e.radius[p] >= level, silent = e.about[p] + e.radius[p] < level;
                 vint sure = fires | silent;
                 put(m, block, p, e.about[p], y + n * m.outs, false);
                 for (int i = 0; i < W && o + i < m.outs; ++i) {

@@ -42,7 +42,7 @@ def random_model(seed=0, **switches):
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn_like(p) * (0.15 if p.ndim > 1 else 0.2))
-            p += "norm.weight" in name or "neuron" in name
+            p += "norm.weight" in name or ("neuron" in name and not name.endswith("log"))
     return model
 
 

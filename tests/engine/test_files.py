@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import symboliclight.checkpoint
 import symboliclight.engine
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
@@ -74,18 +76,30 @@ CONFIGS = {
     "absurd layers": {"n_layers": 10**12}, "absurd window": {"window": 10**12}, "absurd anchors": {"n_anchors": 10**15},
     "absurd ffn": {"d_ff": 10**18}, "absurd vocabulary": {"vocab_size": 10**15}, "zero heads": {"n_heads": 0},
     "other paths": {"paths": "decay"}, "unknown switch": {"paths": "neither"}, "gpt2": {"family": "gpt2"},
+    "absurd convolution": {"conv": 10**12}, "other decay": {"decay": "channel"}, "other taps": {"conv": 4},
     "huge float": {"leak": 1e400}, "unknown field": {"turbo": True}, "learned": {"learn_neuron": True},
 }
 
 
-@pytest.fixture(params=["checkpoint", "int4"])
-def folder(request, small_checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def switched(small_config, small_tokenizer, tmp_path_factory):
+    """A checkpoint of a model with every switch of the search on."""
+    config = replace(small_config, residual="pre", spike_fed=True, learn_neuron="all", decay="input", conv=3,
+                     tie_embeddings=True, norm="none")
+    place = tmp_path_factory.mktemp("switched") / "model"
+    symboliclight.checkpoint.save(place, config, symboliclight.build(config).state_dict(), small_tokenizer)
+    return place
+
+
+@pytest.fixture(params=["V1", "V1 int4", "switched", "switched int8"])
+def folder(request, small_checkpoint, switched, tmp_path):
     """A small sound model that a test may damage."""
-    place = tmp_path / "model"
-    if request.param == "checkpoint":
-        shutil.copytree(small_checkpoint, place)
+    place, (name, *precision) = tmp_path / "model", request.param.split()
+    source = switched if name == "switched" else small_checkpoint
+    if precision:
+        symboliclight.engine.export(source, place, *precision)
     else:
-        symboliclight.engine.export(small_checkpoint, place, request.param)
+        shutil.copytree(source, place)
     return place
 
 

@@ -12,6 +12,7 @@ from symboliclight import checkpoint
 from symboliclight.config import ModelConfig, from_dict, load_json
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
+from symboliclight.engine.places import stream_threshold
 from symboliclight.engine.state import State, check, initial_state, key_bytes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
@@ -81,6 +82,7 @@ class Engine:
         if self.isa is not None:
             self._native.set_isa(self.isa)
         self.isa = self._native.isa
+        self._spike_fed = {m.site for m in self.weights.matrices if m.by_input}
         for m in self.weights.matrices:
             self._native.matrix(m.site, m.layer, m.format, m.by_input, m.outs, m.ins, m.data, m.scale)
         for site, layer, array in self.weights.vectors:
@@ -122,6 +124,7 @@ class Engine:
         tokens = self._tokens(tokens)
         (B, T), c = tokens.shape, self.config
         noted = {"encoder": np.zeros((B * T, c.d_model), np.uint8),
+                 "mixer": np.zeros((c.n_layers, B * T, c.d_model), np.uint8),
                  "ffn": np.zeros((c.n_layers, B * T, c.d_ff), np.uint8),
                  "blocks": np.zeros((c.n_layers, B * T, c.d_model), np.uint8)}
         logits = np.empty((B, T, c.vocab_size), np.float32)
@@ -131,6 +134,7 @@ class Engine:
         seen = {site: array.astype(bool).reshape(*array.shape[:-2], B, T, -1) for site, array in noted.items()}
         spikes = {"encoder": seen["encoder"]} if c.spike_source != "dense" else {}
         for i in range(c.n_layers):
+            spikes |= {f"mixer.{i}": seen["mixer"][i]} if c.spike_fed and c.block_spikes else {}
             spikes |= {f"ffn.{i}": seen["ffn"][i]} if c.ffn == "spike" else {}
             spikes |= {f"blocks.{i}": seen["blocks"][i]} if c.block_spikes else {}
         return logits, spikes, new
@@ -140,12 +144,16 @@ class Engine:
 
         bytes: site -> bytes of weights, keys and values a token; "whole": what the same matrices would cost if no
         input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer; under "certified"
-        also up and head -> share of outputs that had to be computed in full where the sketch was read.
+        also up (where it reads no spikes) and head -> share of outputs that had to be computed in full where the
+        sketch was read.
         """
-        layers, tcam, down, sketched, exact, chosen, logits = self._native.counts()
+        layers, tcam, down, sketched, exact, chosen, logits, up = self._native.counts()
         tokens, c = max(self.tokens_read, 1), self.config
         share = layers / (tokens * c.n_layers)
         active = {"tcam": [n / (tokens * c.d_model) for n in tcam], "down": [n / (tokens * c.d_ff) for n in down]}
+        active |= dict.fromkeys(self._spike_fed & {"q", "k", "v", "decay_gate"}, active["tcam"])
+        if "up" in self._spike_fed:
+            active["up"] = [n / (tokens * c.d_model) for n in up]
         seen = {"up": sketched / (tokens * c.n_layers), "head": chosen / tokens}  # share of rows that read the sketch
         if sketched:
             active["up"] = [n * c.n_layers / (sketched * c.d_ff) for n in exact]
@@ -229,15 +237,17 @@ def _cores() -> int:
 
 
 def _sizes(c: ModelConfig) -> dict[str, int]:
-    names = ("d_model", "n_heads", "head_dim", "d_ff", "vocab_size", "window", "n_anchors", "n_layers")
+    names = ("d_model", "n_heads", "head_dim", "d_ff", "vocab_size", "window", "n_anchors", "n_layers", "conv")
     return {name: getattr(c, name) for name in names} | {"topk": min(max(round(c.topk_rate * c.d_model), 1), c.d_model)}
 
 
 def _switches(c: ModelConfig, weights: Weights) -> dict[str, Any]:
     return {
-        "v_threshold": c.v_threshold, "v_clamp": c.v_clamp, "gate": c.gate, "block_spikes": c.block_spikes,
+        "v_threshold": c.v_threshold, "stream_threshold": stream_threshold(c), "v_clamp": c.v_clamp, "gate": c.gate,
+        "block_spikes": c.block_spikes,
         "exit_entropy": -1.0 if c.exit_entropy is None else c.exit_entropy, "ffn_spikes": c.ffn == "spike",
         "source": SOURCES.index(c.spike_source), "prior": PRIORS.index(c.prior), "prior_weight": weights.prior_weight,
         "decay": c.paths != "attention", "attention": c.paths != "decay",
-        "short_keys": weights.precision in ("int8", "int4"),
+        "short_keys": weights.precision in ("int8", "int4"), "norm": c.norm == "layer", "pre": c.residual == "pre",
+        "spike_fed": c.spike_fed,
     }

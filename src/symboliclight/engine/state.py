@@ -32,6 +32,7 @@ class State:
     anchor_k: np.ndarray  # (B, L, H, A, K)
     anchor_v: np.ndarray  # (B, L, H, A, K)
     anchor_gate: np.ndarray  # (B, L, A) uint8
+    tails: np.ndarray  # (B, L, n, conv - 1, D) last inputs of the n convolutions of a layer, oldest first; else empty
 
     def __post_init__(self) -> None:
         self.taken = False
@@ -93,6 +94,8 @@ class State:
     def load(path: str | Path, config: ModelConfig) -> "State":
         """Read a state of a model of this config. Raises `InputError` if the file is not one."""
         arrays, _ = map_tensors(Path(path))
+        if not config.conv:  # files of before there were convolutions
+            arrays.setdefault("tails", np.zeros((np.size(arrays.get("position", ())), 0), np.float32))
         check(arrays, config, str(path), arrays["k"].dtype if "k" in arrays else np.float32)
         for name, array in arrays.items():
             if name in KEYS and array.dtype == np.uint8:
@@ -114,11 +117,13 @@ def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int,
     """Name -> shape behind B, and dtype, of every array; `keys` is the dtype of keys and values."""
     decay, attention = c.n_layers * (c.paths != "attention"), c.n_layers * (c.paths != "decay")
     row = key_bytes(c, keys) // np.dtype(keys).itemsize
+    tails = (c.n_layers, (c.paths != "attention") + 2 * (c.paths != "decay"), c.conv - 1, c.d_model)
     ring, anchors = ((attention, c.n_heads, n, row) for n in (c.window, c.n_anchors))
     return {
         "position": ((), np.int64), "v": ((c.d_model,), np.float32), "h": ((decay, c.d_model), np.float32),
         "k": (ring, keys), "value": (ring, keys), "gate": ((attention, c.window), np.uint8),
         "anchor_k": (anchors, keys), "anchor_v": (anchors, keys), "anchor_gate": ((attention, c.n_anchors), np.uint8),
+        "tails": (tails if c.conv else (0,), np.float32),
     }
 
 

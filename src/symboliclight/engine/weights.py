@@ -2,17 +2,17 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from symboliclight import checkpoint
-from symboliclight.config import ModelConfig, beyond_v1
+from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.pack import (
     FORMAT,
+    LANES,
     PRECISIONS,
     Precision,
     kind_of,
@@ -22,26 +22,21 @@ from symboliclight.engine.pack import (
     sketch_shapes,
     to_bfloat16,
 )
+from symboliclight.engine.places import (
+    EMBEDDING,
+    Place,
+    checkpoint_shapes,
+    convolved,
+    learned_thresholds,
+    places,
+    sketched,
+    stream_threshold,
+    vector_shapes,
+)
 from symboliclight.errors import InputError
 
 MAX_STATE = 1 << 34  # bytes a sequence: a config that asks for more is damaged
 MAX_INPUTS = 1 << 16  # of one matrix: 32-bit sums of 8-bit products hold no more
-
-
-@dataclass(frozen=True)
-class Place:
-    """A weight matrix: its name in the checkpoint, its site in the runtime and its shape.
-
-    spikes: whether spikes feed it; sensitive: 4 bits would cost too much perplexity.
-    """
-
-    name: str
-    site: str
-    layer: int
-    outs: int
-    ins: int
-    spikes: bool = False
-    sensitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,51 +59,6 @@ class Weights:
     matrices: list[Matrix]
     vectors: list[tuple[str, int, np.ndarray]]  # (site, layer, float32)
     prior_weight: float
-
-
-def places(c: ModelConfig) -> Iterator[Place]:
-    """All matrices but the embedding."""
-    D, F, V = c.d_model, c.d_ff, c.vocab_size
-    for i in range(c.n_layers):
-        if c.paths != "attention":
-            driven = c.block_spikes if i else c.spike_source != "dense"
-            yield Place(f"blocks.{i}.mixer.tcam.weight", "tcam", i, D, D, driven)
-        if c.paths != "decay":
-            yield from (Place(f"blocks.{i}.mixer.{x}.weight", x, i, D, D) for x in "qkv")
-        yield Place(f"blocks.{i}.mixer.out.weight", "out", i, D, D)
-        yield Place(f"blocks.{i}.ffn.up.weight", "up", i, F, D)
-        yield Place(f"blocks.{i}.ffn.down.weight", "down", i, D, F, c.ffn == "spike")
-    yield Place("head.out.weight", "head", 0, V, D)
-    if c.prior == "dynamic":
-        yield Place("head.prior_down.weight", "prior_down", 0, D // 4, D, sensitive=True)
-        yield Place("head.prior_up.weight", "prior_up", 0, V, D // 4, sensitive=True)
-
-
-def sketched(c: ModelConfig, precision: Precision) -> list[Place]:
-    """Matrices with a sketch beside them: those whose sums meet a threshold, or of which only the largest matter."""
-    sites = {"up"} if c.ffn == "spike" else set()
-    if c.prior != "static":
-        sites |= {"head", "prior_up"}
-    return [p for p in places(c) if precision == "certified" and p.site in sites]
-
-
-def vector_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of everything that is not a matrix."""
-    D = c.d_model
-    shapes: dict[str, tuple[int, ...]] = {"encoder.norm.weight": (D,), "encoder.norm.bias": (D,)}
-    if c.learn_neuron:
-        shapes |= {"encoder.neuron.leak": (D,), "encoder.neuron.threshold": (D,)}
-    for i in range(c.n_layers):
-        shapes |= {f"blocks.{i}.{room}.norm.{part}": (D,) for room in ("mixer", "ffn") for part in ("weight", "bias")}
-        if c.paths != "attention":
-            shapes[f"blocks.{i}.mixer.decay_raw"] = (c.n_heads,)
-        if c.paths == "both":
-            shapes[f"blocks.{i}.mixer.attn_gate"] = (1,)
-    if c.prior == "static":
-        shapes["head.log_prior"] = (c.vocab_size,)
-    if c.learn_prior_weight and c.prior != "none":
-        shapes["head.prior_weight"] = ()
-    return shapes
 
 
 def read(file: Path, config: ModelConfig, precision: Precision | None, sparse: bool) -> Weights:
@@ -141,14 +91,12 @@ def read_checkpoint(file: Path, config: ModelConfig) -> dict[str, np.ndarray]:
 
 def exported(tensors: Collection[str]) -> Precision | None:
     """The precision of an exported folder with tensors of these names; None for a checkpoint."""
-    return next((p for p in PRECISIONS if f"encoder.embedding.weight.{p}" in tensors), None)
+    return next((p for p in PRECISIONS if f"{EMBEDDING}.{p}" in tensors), None)
 
 
 def _check_checkpoint(config: ModelConfig, tensors: Mapping[str, np.ndarray], file: Path) -> None:
-    shapes = {p.name: (p.outs, p.ins) for p in places(config)} | vector_shapes(config)
-    shapes["encoder.embedding.weight"] = (config.vocab_size, config.d_model)
     float32 = np.dtype(np.float32)
-    expected = {name: SimpleNamespace(dtype=float32, shape=shape) for name, shape in shapes.items()}
+    expected = {name: SimpleNamespace(dtype=float32, shape=shape) for name, shape in checkpoint_shapes(config).items()}
     checkpoint.check_tensors(file, tensors, expected)
     _check_finite(file, tensors)
 
@@ -164,16 +112,16 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
                      sparse: bool = True) -> dict[str, np.ndarray]:
     """What an exported folder holds, from the float32 tensors of a checkpoint."""
     out = {name: tensors[name] for name in vector_shapes(config)}
-    embedding = tensors["encoder.embedding.weight"]
-    out[f"encoder.embedding.weight.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
-    for place in places(config):
+    embedding = tensors[EMBEDDING]
+    out[f"{EMBEDDING}.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
+    for place in _stored(config, precision):
         kind = kind_of(precision, place.spikes and sparse, place.sensitive)
-        data, scale = pack(tensors[place.name], kind)
+        data, scale = pack(tensors[place.source], kind)
         out[f"{place.name}.{kind}"] = data
         if scale is not None:
             out[f"{place.name}.{kind}.scale"] = scale
     for place in sketched(config, precision):
-        out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(tensors[place.name]).items()}
+        out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(tensors[place.source]).items()}
     return out
 
 
@@ -181,11 +129,16 @@ def _wide(precision: Precision) -> bool:
     return precision in ("float32", "certified")
 
 
+def _stored(c: ModelConfig, precision: Precision) -> list[Place]:
+    """Matrices that an exported folder holds beside the embedding: in float32 that is a tied head too."""
+    return [p for p in places(c) if not (p.tied and _wide(precision))]
+
+
 def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
     yield from ((name, np.dtype(np.float32), shape) for name, shape in vector_shapes(config).items())
     dtype = np.dtype(np.float32 if _wide(precision) else np.uint16)
-    yield f"encoder.embedding.weight.{precision}", dtype, (config.vocab_size, config.d_model)
-    for place in places(config):
+    yield f"{EMBEDDING}.{precision}", dtype, (config.vocab_size, config.d_model)
+    for place in _stored(config, precision):
         kind = kind_of(precision, place.spikes, place.sensitive)
         for suffix, (dtype, shape) in zip(("", ".scale"), packed_shapes(place.outs, place.ins, kind), strict=False):
             yield f"{place.name}.{kind}{suffix}", dtype, shape
@@ -195,7 +148,9 @@ def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tupl
 
 
 def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision, sparse: bool) -> Weights:
-    embedding = tensors[f"encoder.embedding.weight.{precision}"]
+    embedding = tensors[f"{EMBEDDING}.{precision}"]
+    if c.tie_embeddings and _wide(precision):
+        tensors = {**tensors, "head.out.weight.float32": embedding}
     stored = FORMAT["float32" if embedding.dtype == np.float32 else "bfloat16"]
     matrices = [Matrix("embedding", 0, stored, True, c.vocab_size, c.d_model, embedding, None)]
     for p in places(c):
@@ -216,20 +171,36 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
 def _vectors(c: ModelConfig, tensors: Mapping[str, np.ndarray], prior: float) -> Iterator[tuple[str, int, np.ndarray]]:
     """Norms as they are; rates, mixing shares, thresholds and RoPE frequencies as the runtime wants them."""
     threshold = c.v_threshold if c.encoder_threshold is None else c.encoder_threshold
-    for name, value in (("leak", c.leak), ("threshold", threshold)):
-        yield name, 0, tensors.get(f"encoder.neuron.{name}", np.full(c.d_model, value, np.float32))
+    yield "leak", 0, tensors.get("encoder.neuron.leak", np.full(c.d_model, c.leak, np.float32))
+    log = tensors.get("encoder.neuron.threshold_log", np.zeros(c.d_model, np.float32))
+    yield "threshold", 0, tensors.get("encoder.neuron.threshold", _scaled(threshold, log))
     exponent = -np.arange(0, c.head_dim, 2, dtype=np.float32) / np.float32(c.head_dim)
     yield "inverse", 0, (c.rope_base ** exponent.astype(np.float64)).astype(np.float32)
     yield from ((f"encoder_norm.{part}", 0, tensors[f"encoder.norm.{part}"]) for part in ("weight", "bias"))
     for i in range(c.n_layers):
-        for room, part in product(("mixer", "ffn"), ("weight", "bias")):
-            yield f"{room}_norm.{part}", i, tensors[f"blocks.{i}.{room}.norm.{part}"]
-        if c.paths != "attention":
-            yield "decay", i, _sigmoid(tensors[f"blocks.{i}.mixer.decay_raw"])
-        share = _sigmoid(tensors[f"blocks.{i}.mixer.attn_gate"]) if c.paths == "both" else np.ones(1, np.float32)
-        yield "fuse", i, share
+        yield from ((site, i, array) for site, array in _layer_vectors(c, tensors, i))
     if c.prior == "static":
         yield "bias", 0, np.float32(prior) * tensors["head.log_prior"]
+
+
+def _layer_vectors(c: ModelConfig, tensors: Mapping[str, np.ndarray], i: int) -> Iterator[tuple[str, np.ndarray]]:
+    for room in ("mixer", "ffn"):
+        found = {part: tensors.get(f"blocks.{i}.{room}.norm.{part}") for part in ("weight", "bias")}
+        yield from ((f"{room}_norm.{part}", array) for part, array in found.items() if array is not None)
+    for name, site, units in learned_thresholds(c, i):
+        level = _scaled(c.v_threshold if site == "ffn_level" else stream_threshold(c), tensors[name])
+        yield site, np.pad(level, (0, -units % LANES)) if site == "ffn_level" else level
+    yield from ((f"conv_{x}", tensors[f"blocks.{i}.mixer.conv_{x}"]) for x in convolved(c))
+    if c.paths != "attention":
+        raw = tensors[f"blocks.{i}.mixer.decay_raw"]
+        yield "decay", np.repeat(raw if c.decay == "input" else _sigmoid(raw), c.d_model // len(raw))
+    yield "fuse", _sigmoid(tensors[f"blocks.{i}.mixer.attn_gate"]) if c.paths == "both" else np.ones(1, np.float32)
+
+
+def _scaled(threshold: float, log: np.ndarray) -> np.ndarray:
+    """θ e^w in float32, infinity where it is larger."""
+    with np.errstate(over="ignore"):
+        return (np.float32(threshold) * np.exp(log.astype(np.float64))).astype(np.float32)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -241,18 +212,13 @@ def _check_config(c: ModelConfig, tensors: int, file: Path) -> None:
     """Refuse what no file could hold before anything is sized by it."""
     if c.family != "symboliclight":
         raise InputError(f"the runtime runs symboliclight models, {file.parent} holds {c.family}; use the torch model")
-    if c.norm != "layer":
-        raise InputError(f"the runtime needs model.norm layer, {file.parent} has {c.norm}; use the torch model")
-    if (found := beyond_v1(c)) is not None:
-        name, ours, theirs = found
-        raise InputError(f"the runtime needs model.{name} {ours}, {file.parent} has {theirs}; use the torch model")
     if c.n_layers > tensors:
         raise InputError(f"{file} has {tensors} tensors, too few for model.n_layers {c.n_layers}; "
                          "restore all from the same checkpoint")
     if max(c.d_model, c.d_ff) > MAX_INPUTS:
         raise InputError(f"{file.parent}: model.d_model and model.d_ff must be at most {MAX_INPUTS}")
-    if 8 * c.n_layers * (c.window + c.n_anchors) * c.d_model > MAX_STATE:
-        raise InputError(f"{file.parent}: model.window and model.n_anchors ask for a state of more than "
+    if 8 * c.n_layers * (c.window + c.n_anchors + 2 * c.conv) * c.d_model > MAX_STATE:
+        raise InputError(f"{file.parent}: model.window, model.n_anchors and model.conv ask for a state of more than "
                          f"{MAX_STATE >> 30} GiB a sequence; restore config.json from a good copy")
 
 
