@@ -7,6 +7,7 @@ input saved as ./crash-*.
 """
 
 import argparse
+import dataclasses
 import json
 import struct
 import sys
@@ -26,22 +27,25 @@ with atheris.instrument_imports(include=["symboliclight"]):
 
 CONFIG = ModelConfig(vocab_size=37, d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, max_seq_len=32, window=3,
                      n_anchors=1, dropout=0.0)
+SWITCHED = dataclasses.replace(CONFIG, residual="pre", spike_fed=True, learn_neuron="all", decay="input", conv=3,
+                               tie_embeddings=True, norm="none")
 VALUES = [0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, 2**53, 2**63, 1e308, -0.5, "", "F32", "U8", "x" * 300, None, True,
-          [], {}, [0], [2**62, 2], "float32", "symboliclight", "gpt2", "decay", "attention", "static", "gelu", "topk"]
+          [], {}, [0], [2**62, 2], "float32", "symboliclight", "gpt2", "decay", "attention", "static", "gelu", "topk",
+          "pre", "all", "channel", "input", "none"]
 
 
-def sound_files(folder: Path) -> dict[str, tuple[bytes, bytes]]:
+def sound_files(folder: Path, model_config: ModelConfig) -> dict[str, tuple[bytes, bytes]]:
     """Precision or "checkpoint" -> config.json and model.safetensors; "state" -> config.json and a saved state."""
     from safetensors.numpy import save
 
     rng = np.random.default_rng(0)
-    shapes = checkpoint_shapes(CONFIG)
+    shapes = checkpoint_shapes(model_config)
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    save_json(folder / checkpoint.CONFIG, model=CONFIG)
+    save_json(folder / checkpoint.CONFIG, model=model_config)
     config = (folder / checkpoint.CONFIG).read_bytes()
     files = {"checkpoint": (config, save(tensors))}
     for precision in PRECISIONS:
-        packed = exported_tensors(CONFIG, tensors, precision)
+        packed = exported_tensors(model_config, tensors, precision)
         files[precision] = config, save({name: np.ascontiguousarray(x) for name, x in packed.items()})
     model = write(folder, *files["int8"])
     _, state = model(np.arange(6)[None])
@@ -106,13 +110,14 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     home = tempfile.TemporaryDirectory()
     folder = Path(home.name)
-    files = sound_files(folder)
-    names = sorted(files)
+    files = [sound_files(folder, model_config) for model_config in (CONFIG, SWITCHED)]
+    names = sorted(files[0])
 
     def one(raw: bytes) -> None:
         data = atheris.FuzzedDataProvider(raw)
         name = names[data.ConsumeIntInRange(0, len(names) - 1)]
-        config, body = files[name]
+        found = files[data.ConsumeIntInRange(0, 1)]
+        config, body = found[name]
         for _ in range(data.ConsumeIntInRange(1, 4)):
             kind = data.ConsumeIntInRange(0, 3)
             if kind == 0:
@@ -126,7 +131,7 @@ def main() -> None:
         tokens = np.arange(5)[None]
         try:
             if name == "state":
-                model = write(folder, config, files["int8"][1])
+                model = write(folder, config, found["int8"][1])
                 (folder / "state").write_bytes(body)
                 state = engine.State.load(folder / "state", model.config)
                 model(np.repeat(tokens, len(state.position), 0), state)

@@ -33,18 +33,22 @@ def measure(
 def sparsity(model: Any, decoder: Decoder, tokens: np.ndarray, thresholds: tuple[float, ...]) -> Curve:
     """Sparse and dense path on the same weights while the threshold, and with it the active share, moves.
 
-    active: mean over the inputs of both spike-fed matrices, weighted by the weights each input reads.
+    active: mean over the inputs of all spike-fed matrices, weighted by the weights each input reads.
     """
-    tensors = {name: x.detach().numpy() for name, x in model.state_dict().items()}
-    weights = {sparse: from_tensors(model.config, tensors, "float32", sparse) for sparse in (True, False)}
+    learned = ("neuron.leak", "neuron.threshold", "threshold_log")  # as initialised here, all the same
+    tensors = {name: x.detach().numpy() for name, x in model.state_dict().items() if not name.endswith(learned)}
+    plain = replace(model.config, learn_neuron=False, stream_threshold=None)
+    weights = {sparse: from_tensors(plain, tensors, "float32", sparse) for sparse in (True, False)}
+    sizes = {m.site: m.outs * m.ins for m in weights[True].matrices if m.by_input}
     found = []
     for threshold in thresholds:
-        config = replace(model.config, v_threshold=threshold)
+        config = replace(plain, v_threshold=threshold)
         pair = {sparse: Engine(config, weights[sparse], torch.get_num_threads()) for sparse in (True, False)}
         times = medians({str(sparse): decoder(engine, tokens) for sparse, engine in pair.items()}, rounds=5, seconds=10)
-        active = {site: float(np.mean(x)) for site, x in pair[True].stats()["active"].items()}
-        mean = (active["tcam"] * config.d_model + active["down"] * config.d_ff) / (config.d_model + config.d_ff)
-        found.append({"active": mean, **active, "sparse": TOKENS / times["True"], "dense": TOKENS / times["False"]})
+        active = {site: float(np.mean(x)) for site, x in pair[True].stats()["active"].items() if site in sizes}
+        mean = sum(active[site] * sizes[site] for site in active) / sum(sizes[site] for site in active)
+        drawn = {site: active[site] for site in ("tcam", "down") if site in active}
+        found.append({"active": mean, **drawn, "sparse": TOKENS / times["True"], "dense": TOKENS / times["False"]})
     return sorted(found, key=lambda p: p["active"])
 
 

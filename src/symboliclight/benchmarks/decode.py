@@ -1,5 +1,6 @@
 """`bench decode`: the torch-free runtime on v1-194m at every precision, beside its dense path, torch and GPT-2.
 
+Fields of the model can be changed: it then also runs beside the unchanged one, in turns.
 Weights are random, as initialised, so that anyone can run it; the active fractions are stored with the figures.
 Everything is timed in one run, in turns.
 """
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from symboliclight import plots
 from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import curves
 from symboliclight.benchmarks.harness import medians, row, write
-from symboliclight.config import preset, save_json
+from symboliclight.config import ModelConfig, from_dict, preset, save_json, to_dict
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import PRECISIONS, Precision
 from symboliclight.engine.state import key_bytes
@@ -93,19 +95,27 @@ def bytes_per_token(engine: Engine, tokens: np.ndarray) -> dict[str, float]:
     return fresh.stats()["bytes"] | {"attention": float(keys)}
 
 
-def run(directory: Path, quick: bool = False) -> Path:
+def changed(name: str, changes: Mapping[str, Any]) -> ModelConfig:
+    """The preset with fields changed to plain values. Raises `InputError` for an unknown field or a wrong value."""
+    return from_dict(ModelConfig, {**to_dict(preset(name)), **changes}, "--set model")
+
+
+def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = MappingProxyType({})) -> Path:
     """Measure and write results/bench-decode.json and its chart; `quick` shrinks the models to test the benchmark."""
-    name, rivals = ("mini", ["gpt2-mini"]) if quick else ("v1-194m", ["gpt2-201m", "gpt2-124m"])
+    original, rivals = ("mini", ["gpt2-mini"]) if quick else ("v1-194m", ["gpt2-201m", "gpt2-124m"])
+    config = changed(original, changes)
+    name = f"changed {original}" if changes else original
     torch.manual_seed(0)
     with torch.inference_mode():
-        model = build(preset(name)).eval()
+        model = build(config).eval()
         others = {rival: build(preset(rival)).eval() for rival in rivals}
-        tokens = np.random.default_rng(0).integers(0, preset(name).vocab_size, (1, 8192))
+        tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 8192))
         engines: dict[str, Engine] = {p: engine_of(model, p) for p in PRECISIONS}
         dense = {f"{p}, dense path": engine_of(model, p, sparse=False) for p in PRECISIONS[:4]}
-        small = build(replace(preset("mini"), init_std=0.02)).eval()  # few of its spikes hang on how weights round
-        check(small, {p: engine_of(small, p) for p in PRECISIONS}, preset("mini").vocab_size)
-        check(model, {n: e for n, e in (engines | dense).items() if n.startswith("float32")}, preset(name).vocab_size)
+        few = replace(changed("mini", changes), init_std=0.02)  # few of its spikes hang on how weights round
+        small = build(few).eval()
+        check(small, {p: engine_of(small, p) for p in PRECISIONS}, few.vocab_size)
+        check(model, {n: e for n, e in (engines | dense).items() if n.startswith("float32")}, config.vocab_size)
         rows = _decode_rows(model, others, engines, dense, tokens, name)
         rows += _prefill_rows(others[rivals[0]], engines, tokens, name, rivals[0], 256 if quick else 512)
         rows += _shape_rows(engines["int8"], tokens, name)
@@ -113,13 +123,16 @@ def run(directory: Path, quick: bool = False) -> Path:
         lines = curves.measure(model, engines, decoder, tokens, quick)
         sites = {p: bytes_per_token(e, tokens) for p, e in engines.items()}
         active = engines["float32"].stats()["active"]
-        active |= {f"{n}, certified": engines["certified"].stats()["active"][n] for n in ("up", "head")}
+        certified = engines["certified"].stats()["active"]
+        active |= {f"{n}, certified": certified[n] for n in ("up", "head") if n in certified and n not in active}
         isa = engines["int8"].isa
-        del model, others, engines, dense
-        rows += _large_rows("mini" if quick else "v1-0.8b", tokens)
+        del others, engines, dense
+        rows += _beside_rows(model, name, original, tokens) if changes else []
+        del model
+        rows += [] if changes else _large_rows("mini" if quick else "v1-0.8b", tokens)
     path = write("decode", rows, directory, threads=torch.get_num_threads(), quick=quick, isa=isa, context=CONTEXT,
                  sites=sites, active_fraction={site: float(np.mean(x)) for site, x in active.items()}, curves=lines,
-                 break_even_active=curves.break_even(lines["sparsity"]))
+                 break_even_active=curves.break_even(lines["sparsity"]), changes=dict(changes))
     stored = json.loads(path.read_text(encoding="utf-8"))
     write_atomic(directory / "bench-decode.svg", plots.plot_decode(stored["curves"]))
     return path
@@ -222,6 +235,22 @@ def _start_rows(model: Any, name: str) -> list[dict[str, Any]]:
 def _first_token(folder: str) -> Decode:
     command = [sys.executable, "-c", FIRST_TOKEN, folder, str(torch.get_num_threads())]
     return lambda: subprocess.run(command, check=True)
+
+
+def _beside_rows(model: Any, name: str, original: str, tokens: np.ndarray) -> list[dict[str, Any]]:
+    """A changed model beside the preset that it was made from, at each precision."""
+    torch.manual_seed(0)
+    models, rows = {name: model, original: build(preset(original)).eval()}, []
+    tokens = tokens % min(m.config.vocab_size for m in models.values())
+    for p in PRECISIONS:
+        engines = {n: engine_of(m, p) for n, m in models.items()}
+        times = medians({n: decoder(e, tokens) for n, e in engines.items()}, rounds=9)
+        read = {n: sum(bytes_per_token(e, tokens).values()) / 1e6 for n, e in engines.items()}
+        rows += [row(f"decode {name} {p} against {original} {p}", "tokens/s", TOKENS / times[name],
+                     TOKENS / times[original], times[original] / times[name]),
+                 row(f"bytes read a token, {name} {p} against {original} {p}", "MB", read[name], read[original],
+                     read[original] / read[name])]
+    return rows
 
 
 def _large_rows(name: str, tokens: np.ndarray) -> list[dict[str, Any]]:

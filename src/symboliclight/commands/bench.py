@@ -5,6 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
+from symboliclight.commands.fields import parse
 from symboliclight.errors import InputError
 
 BENCHMARKS = {
@@ -23,6 +24,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     p.add_argument("--out", type=Path, default=Path("results"), help="folder for bench-NAME.json (default: results)")
     p.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     p.add_argument("--quick", action="store_true", help="small shapes, to try the benchmark itself; not for quoting")
+    p.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="fields",
+                   help="for decode: a field of its model to change, e.g. model.spike_fed=true; may be repeated. The "
+                   "model then also runs beside the unchanged one; name another --out to keep both results")
     p.add_argument("--model", metavar="DIR", help="for quality: a checkpoint, or the folder of a run")
     p.add_argument("--data", metavar="DIR", help="for quality: its token shards")
     p.add_argument("--json", action="store_true", help="print the result file instead of a table")
@@ -38,9 +42,13 @@ def run(args: argparse.Namespace) -> None:
     trained = {"model": args.model, "data": args.data}
     if args.name == "quality" and not all(trained.values()):
         raise InputError("bench quality measures a trained model on text: give --model RUN and --data SHARDS")
+    fields = parse(args.fields)
+    if fields and (args.name != "decode" or not all(field.startswith("model.") for field in fields)):
+        raise InputError("--set changes fields of the model of bench decode, as in --set model.spike_fed=true")
+    options = {"quality": trained, "decode": {"changes": {k.removeprefix("model."): v for k, v in fields.items()}}}
     for name in [n for n in BENCHMARKS if n != "quality" or args.model] if args.name == "all" else [args.name]:
         module = importlib.import_module(f"symboliclight.benchmarks.{name}")
-        path = module.run(args.out, quick=args.quick, **(trained if name == "quality" else {}))
+        path = module.run(args.out, quick=args.quick, **options.get(name, {}))
         result = json.loads(path.read_text(encoding="utf-8"))
         if args.json:
             print(json.dumps(result, indent=1))

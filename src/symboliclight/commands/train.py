@@ -1,11 +1,11 @@
 """`symboliclight train`: token shards -> checkpoints."""
 
 import argparse
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from symboliclight.commands.fields import parse
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.config import PRESETS, RunConfig, TrainConfig, from_dict, load_run, preset, to_dict
 from symboliclight.data import Shards
@@ -94,18 +94,9 @@ def configure(args: argparse.Namespace) -> RunConfig:
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
     """Field -> value from the short options and, stronger, from --set."""
-    fields = {field: value for option, (field, _, _) in _SHORT.items()
-              if (value := getattr(args, option.replace("-", "_"))) is not None}
-    for item in args.fields:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise InputError(f"--set {item} must look like FIELD=VALUE, e.g. model.ffn=gelu")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        fields[name] = int(value) if isinstance(value, float) and value.is_integer() else value
-    return fields
+    short = {field: value for option, (field, _, _) in _SHORT.items()
+             if (value := getattr(args, option.replace("-", "_"))) is not None}
+    return short | parse(args.fields)
 
 
 def _put(base: dict[str, Any], name: str, value: Any) -> None:

@@ -1,0 +1,54 @@
+"""`bench decode` on a model with changed fields: the parts that are not a matter of time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_exact import tokens_of
+
+from symboliclight import build, preset
+from symboliclight.benchmarks import curves, decode
+from symboliclight.cli import main
+from symboliclight.engine.pack import PRECISIONS
+from symboliclight.errors import InputError
+
+CHANGES = {"spike_fed": True, "stream_threshold": 1.5, "learn_neuron": "all", "conv": 3, "decay": "input",
+           "residual": "pre", "tie_embeddings": True}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build(replace(decode.changed("tiny", CHANGES), init_std=0.03)).eval()
+
+
+def test_fields_are_changed_and_others_kept():
+    assert decode.changed("v1-194m", CHANGES) == replace(preset("v1-194m"), **CHANGES)
+    assert decode.changed("v1-194m", {}) == preset("v1-194m")
+
+
+@pytest.mark.parametrize("options", [
+    ["decode", "--set", "model.spikes=true"], ["decode", "--set", "model.conv=many"], ["decode", "--set", "model.conv"],
+    ["decode", "--set", "train.lr=1"], ["ops", "--set", "model.conv=3"]], ids=" ".join)
+def test_other_fields_and_benchmarks_are_refused_in_one_line(options, tmp_path, capsys):
+    assert main(["bench", *options, "--out", str(tmp_path), "--threads", str(torch.get_num_threads())]) == 2
+    error = capsys.readouterr().err
+    assert "--set" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_model_passes_the_check_at_every_precision_and_another_does_not(model):
+    with torch.inference_mode():
+        decode.check(model, {p: decode.engine_of(model, p) for p in PRECISIONS}, 4096)
+        with pytest.raises(InputError, match="logits of float32 are off"):
+            decode.check(model, {"float32": decode.engine_of(build(model.config), "float32")}, 4096)
+
+
+def test_bytes_and_the_curve_of_sparsity_count_every_spike_fed_matrix(model):
+    engine = decode.engine_of(model, "int8")
+    read, whole = decode.bytes_per_token(engine, tokens_of((1, 64), 4096)), {}
+    for m in engine.weights.matrices:
+        whole[m.site] = whole.get(m.site, 0) + m.data.nbytes + (0 if m.scale is None else m.scale.nbytes)
+    assert all(read[site] < 0.5 * whole[site] for site in ("tcam", "decay_gate", "q", "k", "v", "up", "down"))
+    low, high = curves.sparsity(model, decode.decoder, tokens_of((1, 200), 4096), (0.5, 1.5))
+    assert 0 < low["active"] < high["active"] < 1 and set(low) == {"active", "tcam", "down", "sparse", "dense"}
