@@ -1,0 +1,29 @@
+"""The committed checkpoints of the study: whole, and those of the runs that they are named after."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from symboliclight import load
+from symboliclight.config import to_dict
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "study" / "v1"
+CHECKPOINTS = sorted((RESULTS / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda path: path.name)
+def test_a_checkpoint_is_that_of_its_result(folder):
+    (result,) = (json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"{folder.name}-*.json"))
+    model, tokenizer = load(folder)
+    assert to_dict(model.config) == result["config"]["model"] and tokenizer.hash == result["tokenizer_hash"]
+    assert sum(p.numel() for p in model.parameters()) == result["parameters"]
+    ids = torch.tensor([tokenizer.encode("The sea was calm, and the ship lay at anchor in the bay.", bos=True)])
+    with torch.no_grad():
+        nats = torch.nn.functional.cross_entropy(model(ids[:, :-1])[0][0], ids[0, 1:])
+    assert nats < result["test"]["mean"]["token_weighted"]["nats_per_token"] + 2  # trained: a fresh model has 9
+
+
+def test_the_models_of_the_main_comparison_are_there():
+    assert {"v1", "dense-twin", "gpt2"} <= {path.name.split("-s")[0] for path in CHECKPOINTS}
