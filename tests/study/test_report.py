@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,13 @@ def test_a_whole_study_is_reported_with_all_sections(whole, tmp_path):
     assert page.count("<svg") == len(drawn) and not re.search(r"""(src|href)=["']?[^"'#]""", page)
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == body
     assert all(f"]({name}.png)" in (tmp_path / "report" / "report.md").read_text() for name in drawn)
+
+
+def test_the_reference_may_be_a_dense_model(whole, tmp_path):
+    study, results = whole
+    tables = write_report(replace(study, reference="gpt2"), results, tmp_path / "report")["tables"]
+    assert [row[0] for row in tables["gaps"]["rows"]] == ["gpt2 − v1"] * 3
+    assert "controls" not in tables
 
 
 def test_gaps_and_verdicts_come_from_the_losses(whole, tmp_path):

@@ -108,11 +108,13 @@ def controls(e: Evidence) -> Table:
             model = found[0][0].config.model
             if label != e.study.reference and model.spike_source not in ("topk", "threshold"):
                 continue
-            silent = [b["sparsity"]["trained"]["sites"]["encoder"] for _, b in found]
+            sites = [b["sparsity"]["trained"]["sites"] for _, b in found]
+            if not all("encoder" in site for site in sites):  # a dense reference
+                continue
             levels = [b["controls"]["encoder_threshold"] for _, b in found if b.get("controls")]
             given = {"topk": f"topk_rate {model.topk_rate:g}", "threshold": f"threshold {model.encoder_threshold}"}
             rows.append((label, million(tokens), given.get(model.spike_source, ""),
-                         mean_sd(spread([1 - x for x in silent]), 2, percent=True),
+                         mean_sd(spread([1 - site["encoder"] for site in sites]), 2, percent=True),
                          mean_sd(spread(levels)) if levels else "", mean_sd(spread([loss(b) for _, b in found]))))
     return Table("controls", ("model", "tokens", "set to", "encoder's rate after training",
                               "threshold of the same rate", "nats/token"), rows,
