@@ -68,12 +68,12 @@ def test_every_candidate_trains_and_is_measured(study, small_shards: Shards, tmp
             runs.append(replace(run, config=config))
     small = replace(study, runs=tuple(runs), vocab_size=small_shards.vocab_size)
     results = Results(tmp_path / "results", data_hash(small_shards), study.split)
-    assert len(work(small, runs, small_shards, tmp_path / "work", results).done) == len(runs) == 17
+    assert len(work(small, runs, small_shards, tmp_path / "work", results).done) == len(runs) == 18
     torch.set_num_threads(threads)
     for run in runs:
         body = results.get(run)
         assert "diverged" not in body and body["test"]["split"] == "validation"
-        sites = 0 if "gpt2" in run.label else 5 if "v1" in run.label else 7
+        sites = 0 if run.label.startswith(("gpt2", "plain")) else 5 if "v1" in run.label else 7
         assert len(body["sparsity"]["trained"]["sites"]) == sites
     table = write_report(small, results, tmp_path / "report")["tables"]["search"]
     rows = {row[0]: dict(zip(table["head"], row, strict=True)) for row in table["rows"]}
