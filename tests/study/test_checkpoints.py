@@ -9,13 +9,12 @@ import torch
 from symboliclight import load
 from symboliclight.config import to_dict
 
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "study" / "v1"
-CHECKPOINTS = sorted((RESULTS / "checkpoints").iterdir())
+CHECKPOINTS = sorted((Path(__file__).resolve().parents[2] / "results" / "study").glob("*/checkpoints/*"))
 
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda path: path.name)
 def test_a_checkpoint_is_that_of_its_result(folder):
-    (result,) = (json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"{folder.name}-*.json"))
+    (result,) = (json.loads(path.read_text(encoding="utf-8")) for path in folder.parents[1].glob(f"{folder.name}-*.json"))
     model, tokenizer = load(folder)
     assert to_dict(model.config) == result["config"]["model"] and tokenizer.hash == result["tokenizer_hash"]
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
@@ -26,4 +25,4 @@ def test_a_checkpoint_is_that_of_its_result(folder):
 
 
 def test_the_models_of_the_main_comparison_are_there():
-    assert {"v1", "dense-twin", "gpt2"} <= {path.name.split("-s")[0] for path in CHECKPOINTS}
+    assert {"v1", "dense-twin", "gpt2", "then-pre-norm"} == {path.name.split("-s")[0] for path in CHECKPOINTS}
