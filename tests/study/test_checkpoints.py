@@ -14,7 +14,8 @@ CHECKPOINTS = sorted((Path(__file__).resolve().parents[2] / "results" / "study")
 
 @pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda path: path.name)
 def test_a_checkpoint_is_that_of_its_result(folder):
-    (result,) = (json.loads(path.read_text(encoding="utf-8")) for path in folder.parents[1].glob(f"{folder.name}-*.json"))
+    (path,) = folder.parents[1].glob(f"{folder.name}-*.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
     model, tokenizer = load(folder)
     assert to_dict(model.config) == result["config"]["model"] and tokenizer.hash == result["tokenizer_hash"]
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
