@@ -17,10 +17,9 @@ from symboliclight.model.sites import spike_sites
 from symboliclight.quality import compare, means, windows_of
 
 
-@pytest.mark.parametrize("switches", [{}, {"ffn": "gelu"}, {"spike_source": "dense"}, {"block_spikes": False}], ids=str)
-def test_trace_names_the_spikes_of_the_torch_model(switches):
-    model, tokens = random_model(**switches), tokens_of((2, 23))
-    seen = {}
+def check_trace(model):
+    """`trace` after a first call: the spikes of the torch model at every site, and the logits of one call over all."""
+    tokens, seen = tokens_of((2, 23)), {}
     for site, module in spike_sites(model).items():
         module.register_forward_hook(
             lambda m, i, out, site=site: seen.update({site: out[0] if type(out) is tuple else out}))
@@ -34,6 +33,11 @@ def test_trace_names_the_spikes_of_the_torch_model(switches):
         np.testing.assert_array_equal(spikes[site], expected.numpy() != 0, err_msg=site)
     np.testing.assert_array_equal(logits, engine_of(model)(tokens)[0][:, 9:])
     assert state.position.tolist() == [23, 23]
+
+
+@pytest.mark.parametrize("switches", [{}, {"ffn": "gelu"}, {"spike_source": "dense"}, {"block_spikes": False}], ids=str)
+def test_trace_names_the_spikes_of_the_torch_model(switches):
+    check_trace(random_model(**switches))
 
 
 def test_nats_are_the_cross_entropy_of_torch():

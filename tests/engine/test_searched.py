@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from test_certified import same
-from test_exact import BASE, ISAS, close, engine_of, random_model, tensors_of, tokens_of
+from test_exact import BASE, ISAS, check_padding, close, engine_of, random_model, tensors_of, tokens_of
+from test_quality import check_trace
 
 import symboliclight
 from symboliclight import checkpoint, engine
@@ -16,7 +17,6 @@ from symboliclight.engine.pack import PRECISIONS
 from symboliclight.engine.places import checkpoint_shapes
 from symboliclight.engine.weights import read
 from symboliclight.errors import InputError
-from symboliclight.model.sites import spike_sites
 
 ALL = {"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input",
        "conv": 3, "tie_embeddings": True}
@@ -61,18 +61,7 @@ def test_every_switch_gives_the_logits_of_the_torch_model(switches, isa):
 
 @each
 def test_the_spikes_of_every_site_are_those_of_the_torch_model(switches):
-    model, tokens = model_of(switches | {"exit_entropy": None}), tokens_of((2, 23))
-    seen = {}
-    for site, module in spike_sites(model).items():
-        module.register_forward_hook(
-            lambda m, i, out, site=site: seen.update({site: out[0] if type(out) is tuple else out}))
-    with torch.no_grad():
-        model(torch.from_numpy(tokens[:, 9:]), model(torch.from_numpy(tokens[:, :9]))[1])
-    ours = engine_of(model)
-    _, spikes, _ = ours.trace(tokens[:, 9:], ours(tokens[:, :9])[1])
-    assert list(spikes) == list(seen)
-    for site, expected in seen.items():
-        np.testing.assert_array_equal(spikes[site], expected.numpy() != 0, err_msg=site)
+    check_trace(model_of(switches | {"exit_entropy": None}))
 
 
 @each
@@ -119,18 +108,7 @@ def test_compositions_run_at_every_precision(switches, isa, precision):
 
 @each
 def test_left_padding_leaves_no_trace(switches):
-    model = model_of(switches | {"exit_entropy": None})
-    ours, tokens, padding = engine_of(model), tokens_of((3, 14)), np.array([0, 5, 13])
-    logits, state = ours(tokens, ours.initial_state(3, padding))
-    for row, pad in enumerate(padding):
-        alone, other = ours(tokens[row : row + 1, pad:])
-        np.testing.assert_array_equal(logits[row, pad:], alone[0])
-        for name, array in other.arrays().items():
-            np.testing.assert_array_equal(state.arrays()[name][row], array[0], err_msg=name)
-    with torch.no_grad():
-        expected, _ = model(torch.from_numpy(tokens), model.initial_state(3, torch.from_numpy(padding)))
-    for row, pad in enumerate(padding):
-        close(logits[row, pad:], expected[row, pad:])
+    check_padding(model_of(switches | {"exit_entropy": None}), tokens_of((3, 14)), np.array([0, 5, 13]))
 
 
 @pytest.mark.parametrize("exit_entropy", [None, 100.0])
