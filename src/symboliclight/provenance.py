@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its instruction sets that matter here, cores, memory and versions."""
+    """Processor, its instruction sets that matter here, cores, memory, GPUs if any, and versions."""
     info = _cpuinfo()
     flags = set(str(info.get("flags", info.get("Features", ""))).split())
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
@@ -36,11 +37,20 @@ def machine() -> dict[str, Any]:
         "instructions": [f for f in wanted if f in flags],
         "cores": os.cpu_count(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
+        **_accelerators(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{p.metadata["Name"]: p.version for p in importlib.metadata.distributions()
            if p.metadata["Name"] in ("torch", "transformers", "numpy")},
     }
+
+
+def _accelerators() -> dict[str, list[str]]:
+    """GPUs that a program with torch in it sees; nothing is imported for the question."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    return {"accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

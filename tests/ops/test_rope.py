@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from forms import both_dtypes, normal
+from forms import TOLERANCE, both_dtypes, close, every_form, normal, poisoned, scattered
 
 from symboliclight.ops import rope
 from symboliclight.ops.rope import rope_forward, rope_tables, rope_torch
@@ -57,3 +57,18 @@ def test_native_form_is_the_torch_form_and_its_gradient_turns_back(dtype):
     rope(leaf, tables).backward(y)
     torch.testing.assert_close(leaf.grad, x, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
     torch.library.opcheck(rope_forward, (leaf, *tables, 1.0))
+
+
+@every_form
+@both_dtypes
+@pytest.mark.parametrize("shape", [(2, 5, 3, 8), (1, 1, 1, 2), (2, 130, 4, 24)], ids=str)
+def test_every_form_turns_and_its_gradient_turns_back(form, shape, dtype):
+    B, T = shape[:2]
+    tables = rope_tables(torch.arange(T) + torch.arange(-2, B - 2)[:, None], shape[-1], 10_000.0, dtype)
+    x = normal(*shape, dtype=dtype)
+    leaf = scattered(x).to(form.device).requires_grad_()
+    with form.active(), poisoned():
+        y = rope(leaf, tuple(t.to(form.device) for t in tables))
+        y.backward(y.detach())
+    close(y, rope_torch(x.double(), *(t.double() for t in tables), 1.0), TOLERANCE[dtype])
+    close(leaf.grad, x, TOLERANCE[dtype])

@@ -35,15 +35,22 @@ def record_rates(model: nn.Module) -> Iterator[dict[str, float]]:
     All forward passes inside the block count alike.
     """
     rates: dict[str, float] = {}
-    sums: dict[str, list[Tensor]] = {}
-    hooks = [module.register_forward_hook(partial(_record, sums.setdefault(name, [])))
+    with watch_sites(model) as means:
+        yield rates
+    rates |= {name: float(sum(parts) / len(parts)) for name, parts in means.items() if parts}
+
+
+@contextmanager
+def watch_sites(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Yields site -> spikes per unit and token of each forward pass inside the block, as tensors on the device."""
+    means: dict[str, list[Tensor]] = {}
+    hooks = [module.register_forward_hook(partial(_record, means.setdefault(name, [])))
              for name, module in spike_sites(model).items()]
     try:
-        yield rates
+        yield means
     finally:
         for hook in hooks:
             hook.remove()
-        rates |= {name: float(sum(means) / len(means)) for name, means in sums.items() if means}
 
 
 @contextmanager

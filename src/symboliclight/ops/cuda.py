@@ -1,4 +1,4 @@
-"""Which form of an op runs on CUDA devices: Triton scans and FlexAttention where they serve, else the torch forms.
+"""Which form of an op runs on CUDA devices: Triton kernels and FlexAttention where they serve, else the torch forms.
 
 Triton comes with torch for CUDA on Linux. It is imported with the first tensor that wants it; without it the torch
 forms run, and one warning says so.
@@ -7,47 +7,61 @@ forms run, and one warning says so.
 import warnings
 from collections.abc import Callable
 from functools import cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from symboliclight.ops import decay, lif, native
+from symboliclight.ops import decay, lif, native, rope, spike
 
 HALF_TOO = (torch.float32, torch.bfloat16)
-SCANS: dict[str, tuple[Any, Callable[..., Any], tuple[torch.dtype, ...]]] = {
+OPS: dict[str, tuple[Any, Callable[..., Any], tuple[torch.dtype, ...]]] = {
     "lif_forward": (lif.lif_forward, lif.lif_forward_torch, (torch.float32,)),  # the dtype of the membrane
     "lif_backward": (lif.lif_backward, lif.lif_backward_torch, (torch.float32,)),
     "decay_forward": (decay.decay_forward, decay.decay_forward_torch, HALF_TOO),
     "decay_backward": (decay.decay_backward, decay.decay_backward_torch, HALF_TOO),
+    "spike_forward": (spike.spike_forward, spike.spike_forward_torch, HALF_TOO),
+    "spike_backward": (spike.spike_backward, spike.spike_backward_torch, HALF_TOO),
+    "rope_forward": (rope.rope_forward, rope.rope_torch, HALF_TOO),
 }
 HEAD_DIMS = (16, 32, 64, 128, 256)  # what FlexAttention's kernels take
-FEWEST = 128  # queries that fill a block of FlexAttention; decoding is left to the torch form
+_devices: set[str] = set()  # where Triton kernels serve
+FEWEST = 1024  # queries from which FlexAttention pays; at 512 the torch form takes 6.4 ms a step of mini, it 7.4
 
 
 @cache
-def _triton() -> ModuleType | str:
-    """The module of Triton kernels, or why there is none."""
+def _triton() -> SimpleNamespace | str:
+    """The Triton kernels, or why there is none."""
     try:
-        from symboliclight.ops import triton_kernels
+        from symboliclight.ops import triton_kernels, triton_pointwise
     except ImportError as error:
         warnings.warn(f"symboliclight has no Triton kernels ({error}): slow on a GPU; pip install triton",
                       RuntimeWarning, stacklevel=2)
         return str(error)
-    return triton_kernels
+    return SimpleNamespace(**{**vars(triton_pointwise), **vars(triton_kernels)})
+
+
+def takes(x: Tensor, dtypes: tuple[torch.dtype, ...] = HALF_TOO) -> bool:
+    """Whether a Triton kernel serves this tensor now."""
+    return (x.device.type in _devices and not native.torch_forced() and x.dtype in dtypes and x.numel() > 0
+            and not isinstance(_triton(), str))
 
 
 def register(device: str) -> None:
-    """Make Triton the form of the scans on `device`: "cuda", or "cpu" under Triton's interpreter."""
-    for name, (op, torch_form, dtypes) in SCANS.items():
+    """Make Triton the form of the ops on `device`: "cuda", or "cpu" under Triton's interpreter."""
+    _devices.add(device)
+    for name, (op, torch_form, dtypes) in OPS.items():
 
         def choose(first: Tensor, *rest: Any, name=name, torch_form=torch_form, dtypes=dtypes) -> Any:
-            if native.torch_forced() or first.dtype not in dtypes or first.numel() == 0 or isinstance(_triton(), str):
-                return torch_form(first, *rest)
-            return getattr(_triton(), name)(first, *rest)
+            return getattr(_triton(), name)(first, *rest) if takes(first, dtypes) else torch_form(first, *rest)
 
         op.register_kernel(device)(choose)
+
+
+def softmax_loss(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float, wanted: bool) -> Tensor:
+    """`native.softmax_loss` in Triton, for logits that `takes` accepts."""
+    return _triton().softmax_loss(logits, targets, scale, z_loss, wanted)  # type: ignore[union-attr]
 
 
 def flexes(q: Tensor) -> bool:
@@ -58,7 +72,8 @@ def flexes(q: Tensor) -> bool:
 
 def cuda_forms() -> dict[str, tuple[str, str]]:
     """Op name -> (form in use on CUDA devices, reason)."""
-    fast = {"lif_scan": "triton", "decay_scan": "triton", "window_attention": "flex_attention"}
+    fast = {name.removesuffix("_forward") + "_scan" * name.startswith(("lif", "decay")): "triton" for name in OPS
+            if name.endswith("forward")} | {"softmax_loss": "triton", "window_attention": "flex_attention"}
     if not torch.cuda.is_available():
         return dict.fromkeys(fast, ("none", "no CUDA device"))
     if native.torch_forced():

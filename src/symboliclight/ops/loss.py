@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from symboliclight.ops import native
+from symboliclight.ops import cuda, native
 
 LOGITS = 2**25  # that exist at one time, in the dtype of the matrix products
 PART = 2**20  # logits whose float32 softmax exists at one time, so that it stays in cache
@@ -96,6 +96,8 @@ def _softmax_(
     logits: Tensor, targets: Tensor, scale: Tensor, bias: Tensor | None, z_loss: float, wanted: bool
 ) -> Tensor:
     """Weighted sums of nll and lse² over all rows (2,); turns `logits` into its gradient, in place, if wanted."""
+    if bias is None and cuda.takes(logits):
+        return cuda.softmax_loss(logits, targets, scale, z_loss, wanted)
     if bias is None and native.takes(logits):
         return native.softmax_loss(logits, targets, scale, z_loss, wanted)
     n = max(PART // logits.shape[1], 1)

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 64  # channels a program
+# Loads run ahead of the recurrence, which alone is serial; a warp holds a program's channels.
+LAUNCH: dict[str, Any] = {"BLOCK": BLOCK, "STAGES": 8, "num_warps": 1}
 # A fused multiply-add rounds λ·r + x once, the loop twice: a membrane near θ would spike differently.
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 
@@ -23,13 +25,13 @@ def _grid(x: Tensor) -> tuple[int, int]:
 
 
 @triton.jit
-def _lif_forward(x, r0, leak, threshold, s, v, r, T, D, clamp, BLOCK: tl.constexpr):
+def _lif_forward(x, r0, leak, threshold, s, v, r, T, D, clamp, BLOCK: tl.constexpr, STAGES: tl.constexpr):
     row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = c < D
     rate, theta = tl.load(leak + c, mask=real), tl.load(threshold + c, mask=real)
     carry = tl.load(r0 + row * D + c, mask=real)
     at = row * T * D + c
-    for _ in range(T):
+    for _ in tl.range(T, num_stages=STAGES):
         v_t = tl.minimum(tl.maximum(rate * carry + tl.load(x + at, mask=real), -clamp), clamp)
         fired = v_t >= theta
         tl.store(v + at, v_t, mask=real)
@@ -44,14 +46,14 @@ def lif_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, r0, leak, threshold = (t.contiguous() for t in (x, r0, leak, threshold))
     s, v, r = torch.empty_like(x), torch.empty_like(x), torch.empty_like(r0)
-    _lif_forward[_grid(x)](x, r0, leak, threshold, s, v, r, *x.shape[1:], clamp, BLOCK=BLOCK, **EXACT)
+    _lif_forward[_grid(x)](x, r0, leak, threshold, s, v, r, *x.shape[1:], clamp, **LAUNCH, **EXACT)
     return s, v, r
 
 
 @triton.jit
 def _lif_backward(
     grad_s, grad_r, v, r0, leak, threshold, grad_x, grad_r0, grad_leak, grad_threshold, T, D, alpha, clamp,
-    RECURRENT: tl.constexpr, ATTACHED: tl.constexpr, LEARNED: tl.constexpr, BLOCK: tl.constexpr,
+    RECURRENT: tl.constexpr, ATTACHED: tl.constexpr, LEARNED: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):
     row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = c < D
@@ -62,7 +64,7 @@ def _lif_backward(
     if RECURRENT:
         carry = tl.load(grad_r + row * D + c, mask=real)
     at = row * T * D + (T - 1) * D + c
-    for step in range(T):
+    for step in tl.range(T, num_stages=STAGES):
         v_t, fire = tl.load(v + at, mask=real), tl.load(grad_s + at, mask=real)
         distance = alpha * (v_t - theta)
         slope = 1 / (1 + distance * distance)
@@ -94,17 +96,17 @@ def lif_backward(
     grad_x, grad_r0, grad_leak, grad_threshold = (torch.empty_like(t) for t in (tensors[2], *3 * [tensors[3]]))
     _lif_backward[_grid(v)](
         *tensors, grad_x, grad_r0, grad_leak, grad_threshold, *v.shape[1:], alpha, clamp,
-        RECURRENT=gradient != "local", ATTACHED=gradient == "bptt", LEARNED=learned, BLOCK=BLOCK)
+        RECURRENT=gradient != "local", ATTACHED=gradient == "bptt", LEARNED=learned, **LAUNCH)
     return grad_x, grad_r0, grad_leak.sum(0), grad_threshold.sum(0)
 
 
 @triton.jit
-def _decay_forward(u, decay, h0, h, last, T, D, K, BLOCK: tl.constexpr):
+def _decay_forward(u, decay, h0, h, last, T, D, K, BLOCK: tl.constexpr, STAGES: tl.constexpr):
     row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = c < D
     rate, carry = tl.load(decay + c // K, mask=real), tl.load(h0 + row * D + c, mask=real)
     at = row * T * D + c
-    for _ in range(T):
+    for _ in tl.range(T, num_stages=STAGES):
         carry = rate * carry + (1 - rate) * tl.load(u + at, mask=real).to(tl.float32)
         tl.store(h + at, carry.to(h.dtype.element_ty), mask=real)
         at += D
@@ -115,18 +117,20 @@ def decay_forward(u: Tensor, decay: Tensor, h0: Tensor) -> tuple[Tensor, Tensor]
     u, decay, h0 = (t.contiguous() for t in (u, decay, h0))
     h, last = torch.empty_like(u), torch.empty_like(h0)
     T, H, K = u.shape[1:]
-    _decay_forward[_grid(u)](u, decay, h0, h, last, T, H * K, K, BLOCK=BLOCK)
+    _decay_forward[_grid(u)](u, decay, h0, h, last, T, H * K, K, **LAUNCH)
     return h, last
 
 
 @triton.jit
-def _decay_backward(grad_h, grad_last, u, h, decay, h0, grad_u, grad_decay, grad_h0, T, D, K, BLOCK: tl.constexpr):
+def _decay_backward(
+    grad_h, grad_last, u, h, decay, h0, grad_u, grad_decay, grad_h0, T, D, K, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):
     row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = c < D
     rate, first = tl.load(decay + c // K, mask=real), tl.load(h0 + row * D + c, mask=real)
     carry, rate_sum = tl.load(grad_last + row * D + c, mask=real), tl.zeros([BLOCK], tl.float32)
     at = row * T * D + (T - 1) * D + c
-    for step in range(T):
+    for step in tl.range(T, num_stages=STAGES):
         grad = tl.load(grad_h + at, mask=real).to(tl.float32) + carry
         before = tl.load(h + at - D, mask=real & (step < T - 1), other=0.0).to(tl.float32)
         before = tl.where(step < T - 1, before, first)
@@ -144,5 +148,5 @@ def decay_backward(
     tensors = [t.contiguous() for t in (grad_h, grad_last, u, h, decay, h0)]
     grad_u, grad_decay, grad_h0 = (torch.empty_like(tensors[n]) for n in (2, 5, 5))
     T, H, K = u.shape[1:]
-    _decay_backward[_grid(u)](*tensors, grad_u, grad_decay, grad_h0, T, H * K, K, BLOCK=BLOCK)
+    _decay_backward[_grid(u)](*tensors, grad_u, grad_decay, grad_h0, T, H * K, K, **LAUNCH)
     return grad_u, grad_decay.sum((0, 2)), grad_h0

@@ -26,6 +26,7 @@ from symboliclight.model.sites import record_rates
 from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
 from symboliclight.train import folder
 from symboliclight.train.folder import Progress
+from symboliclight.train.graph import GraphedStep, graphs
 from symboliclight.train.log import Log, progress_bar
 from symboliclight.train.runtime import (
     choose_device,
@@ -95,6 +96,7 @@ class _Trainer:
         torch.manual_seed(run.train.seed)
         self.model = build(run.model).to(device).train()
         self.optimizer = optimizer(self.model, run.train)
+        self.graphed: GraphedStep | None = None  # made with the first step
         self.progress = Progress()
         self.log = Log(directory, tensorboard)
         self.saved = -1  # step of the newest checkpoint
@@ -121,12 +123,9 @@ class _Trainer:
         p, c = self.progress, self.run.train
         at, start = p.step + 1, time.perf_counter()
         logged = at % c.log_every == 0 or at == self.total
-        batches = [self.batches.next() for _ in range(c.accumulate)]
         limit = math.inf if p.mean_loss is None else p.mean_loss + c.divergence
         lr = p.lr_scale * learning_rate(at, self.total, c)
-        recorder: AbstractContextManager[dict[str, float]] = record_rates(self.model) if logged else nullcontext({})
-        with recorder as rates:
-            done = step(self.model, self.optimizer, batches, c, lr, limit)
+        done, rates = self._step(lr, limit, logged)
         if not done.applied:
             self._roll_back(at, done)
             return
@@ -140,6 +139,20 @@ class _Trainer:
         improved = bool(c.eval_every) and (at % c.eval_every == 0 or at == self.total) and self._validate()
         if improved or at % c.save_every == 0:
             self._save(best=improved)
+
+    def _step(self, lr: float, limit: float, logged: bool) -> tuple[StepResult, dict[str, float]]:
+        """One optimiser step, with the rate of every spike site if it is logged."""
+        c = self.run.train
+        batches = [self.batches.next() for _ in range(c.accumulate)]
+        if graphs(self.device, c):
+            if self.graphed is None:
+                self.graphed = GraphedStep(self.model, self.optimizer, c, batches[0])
+            done = self.graphed(batches[0], lr, limit)
+            return done, self.graphed.rates() if logged else {}
+        recorder: AbstractContextManager[dict[str, float]] = record_rates(self.model) if logged else nullcontext({})
+        with recorder as rates:
+            done = step(self.model, self.optimizer, batches, c, lr, limit)
+        return done, rates
 
     def finish(self) -> None:
         """Save what is not saved yet; the result of a complete run goes into run.json."""
@@ -223,6 +236,7 @@ class _Trainer:
             cursor = training.state["cursor"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path / checkpoint.STATE} is damaged ({error}); restore it from a good copy") from error
+        self.graphed = None  # what it recorded is replaced
         self.model.load_state_dict(tensors)
         load_state_tensors(self.optimizer, self.model, training.tensors)
         if data:

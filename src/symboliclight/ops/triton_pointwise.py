@@ -1,0 +1,115 @@
+"""Triton kernels of what is done to each element, pair or row: spikes, rotary embedding, softmax loss.
+
+In torch these are chains of small kernels, which on a GPU cost a launch and a pass over memory each. Sums are float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from symboliclight.ops.spike import spike_backward_torch, spike_forward_torch
+
+BLOCK = 1024  # elements a program
+COLUMNS = 4096  # logits of a row at one time, at most
+
+
+@triton.jit
+def _spike_forward(v, threshold, s, N, D, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < N
+    fired = tl.load(v + at, mask=real).to(tl.float32) >= tl.load(threshold + at % D, mask=real).to(tl.float32)
+    tl.store(s + at, tl.where(fired, 1.0, 0.0).to(s.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _spike_backward(grad, v, threshold, alpha, grad_v, N, D, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < N
+    theta = tl.load(threshold + at % D, mask=real).to(tl.float32)
+    distance = alpha * (tl.load(v + at, mask=real).to(tl.float32) - theta)
+    slope = tl.load(grad + at, mask=real).to(tl.float32) / (1 + distance * distance)
+    tl.store(grad_v + at, slope.to(grad_v.dtype.element_ty), mask=real)
+
+
+def _levels(v: Tensor, threshold: Tensor) -> Tensor | None:
+    """The threshold as one value or one a channel of the last dimension, contiguous; None if it is neither."""
+    if threshold.numel() == 1:
+        return threshold.reshape(1)
+    return threshold.expand(v.shape[-1:]).contiguous() if threshold.dim() == 1 else None
+
+
+def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+    levels = _levels(v, threshold)
+    if levels is None:
+        return spike_forward_torch(v, threshold, alpha)
+    v = v.contiguous()
+    s = torch.empty_like(v)
+    _spike_forward[(triton.cdiv(v.numel(), BLOCK),)](v, levels, s, v.numel(), len(levels), BLOCK=BLOCK)
+    return s
+
+
+def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+    levels = _levels(v, threshold)
+    if levels is None:
+        return spike_backward_torch(grad, v, threshold, alpha)
+    grad, v = grad.contiguous(), v.contiguous()
+    grad_v = torch.empty_like(v)
+    _spike_backward[(triton.cdiv(v.numel(), BLOCK),)](
+        grad, v, levels, alpha, grad_v, v.numel(), len(levels), BLOCK=BLOCK)
+    return grad_v
+
+
+@triton.jit
+def _rope(x, cos, sin, sign, y, N, PAIRS, HALF, BLOCK: tl.constexpr):
+    """PAIRS pairs a token, HALF of them a head, whose tables are the token's."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < N
+    token, pair = at // PAIRS, at % PAIRS
+    angle = token * HALF + pair % HALF
+    first = token * 2 * PAIRS + pair // HALF * 2 * HALF + pair % HALF
+    c, s = tl.load(cos + angle, mask=real), tl.load(sin + angle, mask=real) * sign
+    a = tl.load(x + first, mask=real).to(tl.float32)
+    b = tl.load(x + first + HALF, mask=real).to(tl.float32)
+    tl.store(y + first, (a * c - b * s).to(y.dtype.element_ty), mask=real)
+    tl.store(y + first + HALF, (b * c + a * s).to(y.dtype.element_ty), mask=real)
+
+
+def rope_forward(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    x, half = x.contiguous(), x.shape[-1] // 2
+    cos, sin = (t.float().expand(*x.shape[:-2], half).contiguous() for t in (cos, sin))
+    y, pairs = torch.empty_like(x), x.shape[-2] * half
+    _rope[(triton.cdiv(x.numel() // 2, BLOCK),)](x, cos, sin, sign, y, x.numel() // 2, pairs, half, BLOCK=BLOCK)
+    return y
+
+
+@triton.jit
+def _softmax_loss(logits, targets, scale, sums, z_loss, V, WANTED: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
+    at, weight, target = logits + row * V, tl.load(scale + row), tl.maximum(tl.load(targets + row), 0)
+    top, total = tl.full([], -float("inf"), tl.float32), tl.zeros([], tl.float32)
+    for start in range(0, V, COLUMNS):
+        x = tl.load(at + start + column, mask=start + column < V, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(top, tl.max(x, 0))
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher), 0)
+        top = higher
+    lse = top + tl.log(total)
+    tl.store(sums + row * 2, (lse - tl.load(at + target).to(tl.float32)) * weight)
+    tl.store(sums + row * 2 + 1, lse * lse * weight)
+    if WANTED:
+        tl.debug_barrier()  # the target's logit is read before it is written over
+        rate = weight * (1 + 2 * z_loss * lse)
+        for start in range(0, V, COLUMNS):
+            real = start + column < V
+            x = tl.load(at + start + column, mask=real).to(tl.float32)
+            grad = tl.exp(x - lse) * rate - tl.where(start + column == target, weight, 0.0)
+            tl.store(at + start + column, grad.to(logits.dtype.element_ty), mask=real)
+
+
+def softmax_loss(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float, wanted: bool) -> Tensor:
+    """Sums of scale · nll and scale · lse² over the rows of `logits` (N, V), which become their gradient if wanted."""
+    sums = torch.empty(len(logits), 2, device=logits.device)
+    columns = min(triton.next_power_of_2(logits.shape[1]), COLUMNS)
+    _softmax_loss[(len(logits),)](logits, targets.contiguous(), scale.contiguous(), sums, z_loss, logits.shape[1],
+                                  WANTED=wanted, COLUMNS=columns)
+    return sums.sum(0)
