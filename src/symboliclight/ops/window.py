@@ -16,6 +16,7 @@ from symboliclight.ops import cuda, native
 from symboliclight.ops.flex import flex_window_attention
 
 BLOCK = 128  # fewest queries a block
+BLOCK_CUDA = 512  # on a GPU, where masked scores cost less than launches: 4 times fewer of these
 
 
 def window_attention_loop(
@@ -67,7 +68,7 @@ def window_attention_torch(
 ) -> Tensor:
     """`window_attention` in blocks of queries, each against the keys of its window at once."""
     R, A = k.shape[1] - q.shape[1], anchor_k.shape[1]
-    blocks = q.split(max(BLOCK, window // 2), 1)
+    blocks = q.split(max(BLOCK_CUDA if q.is_cuda else BLOCK, window // 2), 1)
     size = blocks[0].shape[1]
     pieces = [R, *(block.shape[1] for block in blocks)]  # the keys of the state, then those of each block
     k_pieces, v_pieces = k.split(pieces, 1), v.split(pieces, 1)
