@@ -157,6 +157,10 @@ _MINI = ModelConfig(vocab_size=8192, d_model=192, n_layers=6, n_heads=3, head_di
                     window=128, dropout=0.0, init_std=0.04)
 
 
+def _plus(base: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(base, norm="none", conv=3, stream_threshold=2.0, encoder_threshold=1.25)
+
+
 def _gpt2(vocab_size: int, n_layers: int, n_heads: int, head_dim: int, max_seq_len: int, dropout: float) -> ModelConfig:
     d_model = n_heads * head_dim
     return ModelConfig(family="gpt2", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads,
@@ -169,6 +173,9 @@ PRESETS: dict[str, ModelConfig] = {
                            window=512, learn_prior_weight=True),
     "mini": _MINI,
     "tiny": _TINY,
+    # the winner of the search (docs/v1-plus.md), at two sizes
+    "v1-plus": _plus(_MINI),
+    "v1-plus-194m": _plus(_V1_194M),
     # a graph of neurons and matrices alone: no attention, no norm of live values, no GELU, a clamp out of reach
     "mini-neuro": dataclasses.replace(_MINI, paths="decay", norm="none", prior="none", v_clamp=1000.0),
     "gpt2-124m": _gpt2(48_000, 12, 12, 64, 512, 0.1),

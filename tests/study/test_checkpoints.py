@@ -25,5 +25,5 @@ def test_a_checkpoint_is_that_of_its_result(folder):
     assert nats < result["test"]["mean"]["token_weighted"]["nats_per_token"] + 2  # trained: a fresh model has 9
 
 
-def test_the_models_of_the_main_comparison_are_there():
-    assert {"v1", "dense-twin", "gpt2", "then-pre-norm"} == {path.name.split("-s")[0] for path in CHECKPOINTS}
+def test_the_models_of_the_main_comparison_and_the_winner_of_the_search_are_there():
+    assert {"v1", "dense-twin", "plain", "gpt2", "plus"} == {path.name.split("-s")[0] for path in CHECKPOINTS}
