@@ -69,12 +69,18 @@ def ship(run: Path, data: Path, package: Path, results: Path) -> None:
             "commit": facts["commit"], "tokens": result["tokens"], "batch_size": train["batch_size"],
             "seq_len": facts["data"]["seq_len"], "lr": train["lr"], "seed": facts["seed"],
             "optimizer": train.get("optimizer", "adamw"), "hours": result["seconds"] / 3600,
-            "threads": facts["threads"], "data_hash": facts["data_hash"], "tokenizer_hash": facts["tokenizer_hash"],
+            "threads": facts["threads"], "device": where(facts), "data_hash": facts["data_hash"], "tokenizer_hash": facts["tokenizer_hash"],
         },
         "split": "test", "seq_len": SEQ_LEN, **measured,
         "sampling": {"temperature": card.HOW.temperature, "top_k": card.HOW.top_k, "seed": 0, "tokens": card.TOKENS},
         "samples": samples,
     })
+
+
+def where(facts: dict[str, Any]) -> str:
+    """The processor or the GPU that a run was trained on."""
+    gpus = facts["machine"].get("accelerators", [])
+    return str(gpus[0]) if gpus and facts["device"].startswith("cuda") else "cpu"
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def facts(result: dict[str, Any]) -> Table:
         ("weights", f"{result['precision']}, {result['bytes'] / 1e6:.1f} MB"),
         ("training", f"{t['tokens']:,} tokens; batch {t['batch_size']} × {t['seq_len']}, "
                      f"peak rate {t['lr']:g}, seed {t['seed']}"),
-        ("training time", f"{t['hours']:.1f} hours on {t['threads']} thread{'s' * (t['threads'] > 1)}"),
+        ("training time", f"{t['hours']:.1f} hours on {t['threads']} thread{'s' * (t['threads'] > 1)}"
+         if t.get("device", "cpu") == "cpu" else f"{60 * t['hours']:.0f} minutes on one {t['device']}, shared"),
         ("data hash", f"`{t['data_hash'][:16]}`"),
     ]
 
