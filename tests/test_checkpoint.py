@@ -61,6 +61,14 @@ def test_a_run_without_optimiser_state_comes_back(tmp_path, small_config, small_
     assert checkpoint.load_training(tmp_path / "m") == none
 
 
+@pytest.mark.parametrize("arrays", [False, True], ids=["tensors", "arrays"])
+def test_equal_models_are_equal_files(tmp_path, small_config, small_model, small_tokenizer, arrays):
+    weights = {name: t.numpy() if arrays else t for name, t in small_model.state_dict().items()}
+    for n in range(8):
+        checkpoint.save(tmp_path / str(n), small_config, weights, small_tokenizer)
+    assert len({(tmp_path / str(n) / checkpoint.MODEL).read_bytes() for n in range(8)}) == 1
+
+
 def test_the_public_load_returns_the_model_and_its_tokenizer(saved, small_model, small_tokenizer):
     model, tokenizer = symboliclight.load(saved)
     assert not model.training and tokenizer.hash == small_tokenizer.hash

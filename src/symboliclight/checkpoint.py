@@ -7,6 +7,7 @@ unpickles: tensors are safetensors, the rest is JSON. Weights imported without t
 only they may lack tokenizer.model.
 """
 
+import itertools
 import json
 import math
 import os
@@ -187,6 +188,20 @@ def _write_tensors(file: Path, tensors: Mapping[str, Any] | Stream, metadata: Ma
         from safetensors.torch import save_file as save_torch
 
         save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, file, described)
+    _sort_metadata(file, described)
+
+
+def _sort_metadata(file: Path, metadata: Mapping[str, str]) -> None:
+    """Equal models shall be equal files; the library writes the metadata in an order that changes from run to run."""
+    with file.open("r+b") as f:
+        length = int.from_bytes(f.read(8), "little")
+        header = f.read(length)
+        for order in itertools.permutations(metadata.items()):
+            text = json.dumps(dict(order), separators=(",", ":"), ensure_ascii=False).encode()
+            if (at := header.find(text)) >= 0:
+                f.seek(8 + at)
+                f.write(json.dumps(dict(sorted(metadata.items())), separators=(",", ":"), ensure_ascii=False).encode())
+                return
 
 
 def _write_stream(file: Path, stream: Stream, metadata: Mapping[str, str]) -> None:
