@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
 
+from symboliclight.config import preset
 from symboliclight.data.shards import Shards
 from symboliclight.energy.parts import layout, operations, spike_fed_share
 from symboliclight.study import read_study
@@ -19,9 +21,17 @@ from symboliclight.study.work import data_hash, work
 OURS = Path(__file__).parents[2] / "studies" / "v1-plus.toml"
 
 
+STAGE1 = 40  # runs; what the later rounds added stands behind them
+
+
 @pytest.fixture(scope="module")
-def study():
+def whole():
     return read_study(OURS)
+
+
+@pytest.fixture(scope="module")
+def study(whole):
+    return replace(whole, runs=whole.runs[:STAGE1])
 
 
 def test_every_model_is_run_at_its_rates_on_both_seeds(study):
@@ -33,7 +43,32 @@ def test_every_model_is_run_at_its_rates_on_both_seeds(study):
     for label, found in grid.items():
         rates = {"gpt2": ("2",), "gpt2-muon": ("2", "4"), "fed-muon": ("4", "8")}.get(label, ("4",))
         assert found == {(rate, seed) for rate in rates for seed in (1, 2)}, label
-    assert study.split == "validation" and {"v1", "gpt2", "gpt2-muon", "fed"} < set(grid)
+    assert len(study.runs) == STAGE1 and study.split == "validation" and {"v1", "gpt2", "gpt2-muon", "fed"} < set(grid)
+
+
+def test_later_rounds_are_measured_in_the_same_way_and_are_no_candidates_of_stage_1(whole):
+    for run in whole.runs[STAGE1:]:
+        assert run.tokens == 2_000_000 and run.seed in (1, 2) and not run.generate
+        assert run.config.train.lr == float(run.label.rsplit("-", 1)[1]) / 1000
+        assert run.group == ("stage2" if run.label.startswith(("stage2-", "round")) else "main")
+
+
+def test_the_confirmed_models_are_those_that_the_rule_chose(whole):
+    """The lowest mean loss among models silent for 90% at every site, with spikes everywhere and without."""
+    results = Results(OURS.parents[1] / "results" / "study" / "v1-plus", None, whole.split)
+    losses, silent = {}, {}
+    for run in whole.runs:
+        body = results.get(run)
+        if run.config.model.family == "symboliclight" and body["sparsity"]["trained"]["sites"]:
+            losses.setdefault(run.label, []).append(body["test"]["mean"]["token_weighted"]["nats_per_token"])
+            silent.setdefault(run.label, []).append(list(body["sparsity"]["trained"]["sites"].values()))
+    passing = {label for label, sites in silent.items() if min(map(mean, zip(*sites, strict=True))) >= SILENT}
+    models = {run.label: run.config.model for run in whole.runs}
+    confirmed = {run.label: run.config.model for run in read_study(OURS.with_name("v1-plus-confirm.toml")).runs}
+    for label, fed in (("plus", False), ("fed", True)):
+        best = min((x for x in passing if models[x].spike_fed is fed), key=lambda x: mean(losses[x]))
+        assert models[best] == confirmed[label], best
+    assert confirmed["plus"] == preset("v1-plus")
 
 
 def test_every_candidate_is_one_change_to_the_frame_at_equal_parameters(study):
