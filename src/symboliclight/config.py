@@ -161,6 +161,11 @@ def _plus(base: ModelConfig) -> ModelConfig:
     return dataclasses.replace(base, norm="none", conv=3, stream_threshold=2.0, encoder_threshold=1.25)
 
 
+def _fed(base: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(base, spike_fed=True, residual="pre", decay="input", conv=3, stream_threshold=1.5,
+                               encoder_threshold=1.25)
+
+
 def _gpt2(vocab_size: int, n_layers: int, n_heads: int, head_dim: int, max_seq_len: int, dropout: float) -> ModelConfig:
     d_model = n_heads * head_dim
     return ModelConfig(family="gpt2", vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads,
@@ -173,9 +178,11 @@ PRESETS: dict[str, ModelConfig] = {
                            window=512, learn_prior_weight=True),
     "mini": _MINI,
     "tiny": _TINY,
-    # the winner of the search (docs/v1-plus.md), at two sizes
+    # what the search chose (docs/v1-plus.md), at two sizes: with dense-fed matrices, and with spikes before nearly all
     "v1-plus": _plus(_MINI),
     "v1-plus-194m": _plus(_V1_194M),
+    "v1-fed": _fed(_MINI),
+    "v1-fed-194m": _fed(_V1_194M),
     # a graph of neurons and matrices alone: no attention, no norm of live values, no GELU, a clamp out of reach
     "mini-neuro": dataclasses.replace(_MINI, paths="decay", norm="none", prior="none", v_clamp=1000.0),
     "gpt2-124m": _gpt2(48_000, 12, 12, 64, 512, 0.1),

@@ -68,7 +68,7 @@ def test_the_confirmed_models_are_those_that_the_rule_chose(whole):
     for label, fed in (("plus", False), ("fed", True)):
         best = min((x for x in passing if models[x].spike_fed is fed), key=lambda x: mean(losses[x]))
         assert models[best] == confirmed[label], best
-    assert confirmed["plus"] == preset("v1-plus")
+    assert confirmed["plus"] == preset("v1-plus") and confirmed["fed"] == preset("v1-fed")
 
 
 def test_every_candidate_is_one_change_to_the_frame_at_equal_parameters(study):

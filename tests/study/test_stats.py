@@ -3,8 +3,9 @@
 import math
 
 import pytest
+from scipy.stats import ttest_ind
 
-from symboliclight.study.stats import Difference, against_zero, paired, pooled, reproduces, slope, spread
+from symboliclight.study.stats import Difference, against_zero, paired, pooled, reproduces, slope, spread, unpaired
 
 
 def test_the_deviation_of_a_sample_has_n_minus_1_below():
@@ -53,3 +54,13 @@ def test_an_ordering_is_decided_by_its_interval():
     assert reproduces(Difference(2, 1.0, 0.1, 0.5, 0.01)) == "no"
     assert reproduces(Difference(2, -0.4, 0.1, 0.5, 0.1)) == "undecided"
     assert reproduces(Difference(1, -0.4, None, None, None)) == "undecided" and reproduces(None) == "undecided"
+
+
+def test_runs_without_a_common_seed_are_compared_by_welchs_t():
+    d = unpaired([1.0, 2.0, 3.0], [5.0, 9.0])  # variances 1 and 8: error² 1/3 + 4, freedom (13/3)² / (1/18 + 16)
+    assert (d.n, d.mean) == (2, -5.0)
+    assert d.freedom == pytest.approx((13 / 3) ** 2 / (1 / 18 + 16))
+    reference = ttest_ind([1.0, 2.0, 3.0], [5.0, 9.0], equal_var=False)
+    assert d.p == pytest.approx(reference.pvalue)
+    assert (d.low, d.high) == pytest.approx(tuple(reference.confidence_interval()))
+    assert unpaired([1.0], [2.0, 3.0]) is None

@@ -35,7 +35,7 @@ class Difference:
     sd: float | None  # of the differences
     half: float | None  # None: one pair has no interval
     p: float | None
-    freedom: int = 0
+    freedom: float = 0
 
     @property
     def low(self) -> float | None:
@@ -66,6 +66,18 @@ def against_zero(differences: Sequence[float]) -> Difference:
     return _difference(s.n, s.mean, s.sd, s.sd / math.sqrt(s.n), s.n - 1)
 
 
+def unpaired(ours: Sequence[float], theirs: Sequence[float]) -> Difference | None:
+    """Ours - theirs of runs that share no seed, by Welch's t; None unless both have two values."""
+    a, b = spread(ours), spread(theirs)
+    if a.sd is None or b.sd is None:
+        return None
+    errors = [a.sd**2 / a.n, b.sd**2 / b.n]
+    squares = errors[0] ** 2 / (a.n - 1) + errors[1] ** 2 / (b.n - 1)
+    freedom = sum(errors) ** 2 / squares if squares else a.n + b.n - 2
+    sd = math.sqrt(a.sd**2 + b.sd**2)
+    return _difference(min(a.n, b.n), a.mean - b.mean, sd, math.sqrt(sum(errors)), freedom)
+
+
 def pooled(table: Mapping[str, Mapping[Hashable, float]], ours: str, theirs: str) -> Difference | None:
     """Ours - theirs, both rows of `table` (model -> seed -> value), with the spread of the whole table.
 
@@ -84,7 +96,7 @@ def pooled(table: Mapping[str, Mapping[Hashable, float]], ours: str, theirs: str
     return _difference(len(seeds), mean, sd, sd / math.sqrt(len(seeds)), freedom)
 
 
-def _difference(n: int, mean: float, sd: float, error: float, freedom: int) -> Difference:
+def _difference(n: int, mean: float, sd: float, error: float, freedom: float) -> Difference:
     from scipy.stats import t  # a second to import, and only reports need it
 
     half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error

@@ -10,7 +10,17 @@ from typing import Any
 
 from symboliclight.study.plan import SWEEPS, Claim, Run, Study, changes
 from symboliclight.study.results import Results
-from symboliclight.study.stats import Difference, Spread, against_zero, paired, pooled, reproduces, slope, spread
+from symboliclight.study.stats import (
+    Difference,
+    Spread,
+    against_zero,
+    paired,
+    pooled,
+    reproduces,
+    slope,
+    spread,
+    unpaired,
+)
 
 Body = dict[str, Any]
 
@@ -191,11 +201,14 @@ def gaps(e: Evidence) -> Table:
         for tokens in e.budgets(e.study.reference, label):
             ours, theirs = e.of(e.study.reference, tokens), e.of(label, tokens)
             seeds, over = paired(seeds_of(ours, loss), seeds_of(theirs, loss)), domain_gaps(ours, theirs)
-            rows.append((f"{e.study.reference} − {label}", million(tokens), interval(seeds), probability(seeds),
+            found = [list(seeds_of(runs, loss).values()) for runs in (ours, theirs)]
+            apart = unpaired(*found) if seeds is None else None  # no seed in common
+            cell = f"{interval(apart)}, unpaired" if apart else interval(seeds)
+            rows.append((f"{e.study.reference} − {label}", million(tokens), cell, probability(apart or seeds),
                          interval(over), probability(over)))
     return Table("gaps", ("difference, nats/token", "tokens", "over seeds [95%]", "p", "over domains [95%]", "p"), rows,
                  "Paired differences, below 0 where the first model is better; Student's t. Over seeds: would other "
-                 "runs say the same? Over domains: would other texts?")
+                 "runs say the same? Over domains: would other texts? Unpaired, by Welch's t, where no seed is shared.")
 
 
 def trend(e: Evidence, label: str) -> tuple[Difference | None, int]:
