@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -83,8 +84,9 @@ def test_export_refuses_in_one_line(args, tmp_path, capsys):
 def test_ctrl_c_ends_generation_cleanly(small_checkpoint):
     args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "10000000",
             "--temperature", "0"]  # sampling could draw the end of the text before the signal comes
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell ignores it
     process = subprocess.Popen([sys.executable, "-m", "symboliclight.cli", *args], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+                               stderr=subprocess.PIPE, preexec_fn=heeded)
     assert process.stdout.read(7) == b"the sun"  # it is at work
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
