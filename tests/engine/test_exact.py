@@ -69,7 +69,11 @@ def test_golden_cases(case, isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 def test_every_switch_gives_the_logits_of_the_torch_model(switches, isa):
-    model = random_model(**switches)
+    check_logits(random_model(**switches), isa)
+
+
+def check_logits(model, isa):
+    """Those of the torch model, of a whole text, of what follows it, and on the dense path."""
     tokens = tokens_of((2, 30))
     with torch.no_grad():
         expected, state = model(torch.from_numpy(tokens))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_certified import same
-from test_exact import BASE, ISAS, check_padding, close, engine_of, random_model, tensors_of, tokens_of
+from test_exact import BASE, ISAS, check_logits, check_padding, close, engine_of, random_model, tensors_of, tokens_of
 from test_quality import check_trace
 
 import symboliclight
@@ -48,15 +48,7 @@ def model_of(switches):
 @pytest.mark.parametrize("isa", ISAS)
 @each
 def test_every_switch_gives_the_logits_of_the_torch_model(switches, isa):
-    model, tokens = model_of(switches), tokens_of((2, 30))
-    with torch.no_grad():
-        expected, state = model(torch.from_numpy(tokens))
-        more, _ = model(torch.from_numpy(tokens[:, :5]), state)
-    ours = engine_of(model, isa=isa)
-    logits, state = ours(tokens)
-    close(logits, expected)
-    close(ours(tokens[:, :5], state)[0], more)
-    close(engine_of(model, isa=isa, sparse=False)(tokens)[0], expected)
+    check_logits(model_of(switches), isa)
 
 
 @each

@@ -147,29 +147,22 @@ def decay_backward(
     return grad_u, grad_rate.sum((0, 2)), grad_h0
 
 
-def _level(v: Tensor, threshold: Tensor) -> Tensor:
-    """The threshold as one value, or as one value for each channel of the last dimension."""
-    if threshold.numel() == 1:
-        return threshold.reshape(1)
-    return threshold.expand(v.shape[-1:]).contiguous()
-
-
 @_on_cpu(spiking.spike_forward, spiking.spike_forward_torch)
 def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    if threshold.numel() > 1 and threshold.dim() > 1:
+    if (level := spiking.levels(v, threshold)) is None:
         return spiking.spike_forward_torch(v, threshold, alpha)
     s = _new(v)
-    _native.spike_forward(v.contiguous().view(-1), _level(v, threshold), s.view(-1), torch.get_num_threads())
+    _native.spike_forward(v.contiguous().view(-1), level, s.view(-1), torch.get_num_threads())
     return s
 
 
 @_on_cpu(spiking.spike_backward, spiking.spike_backward_torch)
 def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    if threshold.numel() > 1 and threshold.dim() > 1:
+    if (level := spiking.levels(v, threshold)) is None:
         return spiking.spike_backward_torch(grad, v, threshold, alpha)
     grad, v = _contiguous(grad, v)
     grad_v = _new(v)
-    _native.spike_backward(grad.view(-1), v.view(-1), _level(v, threshold), grad_v.view(-1), alpha,
+    _native.spike_backward(grad.view(-1), v.view(-1), level, grad_v.view(-1), alpha,
                            torch.get_num_threads())
     return grad_v
 

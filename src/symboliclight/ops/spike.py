@@ -18,6 +18,13 @@ def spike(v: Tensor, threshold: Tensor, alpha: float = 2.0) -> Tensor:
     return spike_forward(v, threshold.to(v.dtype), alpha)
 
 
+def levels(v: Tensor, threshold: Tensor) -> Tensor | None:
+    """The threshold as one value or one a channel of the last dimension, contiguous; None if it is neither."""
+    if threshold.numel() == 1:
+        return threshold.reshape(1)
+    return threshold.expand(v.shape[-1:]).contiguous() if threshold.dim() == 1 else None
+
+
 def spike_forward_torch(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
     return (v >= threshold).to(v.dtype).contiguous()
 

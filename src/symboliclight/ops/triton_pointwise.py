@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from symboliclight.ops.spike import spike_backward_torch, spike_forward_torch
+from symboliclight.ops.spike import levels, spike_backward_torch, spike_forward_torch
 
 BLOCK = 1024  # elements a program
 COLUMNS = 4096  # logits of a row at one time, at most
@@ -32,31 +32,24 @@ def _spike_backward(grad, v, threshold, alpha, grad_v, N, D, BLOCK: tl.constexpr
     tl.store(grad_v + at, slope.to(grad_v.dtype.element_ty), mask=real)
 
 
-def _levels(v: Tensor, threshold: Tensor) -> Tensor | None:
-    """The threshold as one value or one a channel of the last dimension, contiguous; None if it is neither."""
-    if threshold.numel() == 1:
-        return threshold.reshape(1)
-    return threshold.expand(v.shape[-1:]).contiguous() if threshold.dim() == 1 else None
-
-
 def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    levels = _levels(v, threshold)
-    if levels is None:
+    level = levels(v, threshold)
+    if level is None:
         return spike_forward_torch(v, threshold, alpha)
     v = v.contiguous()
     s = torch.empty_like(v)
-    _spike_forward[(triton.cdiv(v.numel(), BLOCK),)](v, levels, s, v.numel(), len(levels), BLOCK=BLOCK)
+    _spike_forward[(triton.cdiv(v.numel(), BLOCK),)](v, level, s, v.numel(), len(level), BLOCK=BLOCK)
     return s
 
 
 def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    levels = _levels(v, threshold)
-    if levels is None:
+    level = levels(v, threshold)
+    if level is None:
         return spike_backward_torch(grad, v, threshold, alpha)
     grad, v = grad.contiguous(), v.contiguous()
     grad_v = torch.empty_like(v)
     _spike_backward[(triton.cdiv(v.numel(), BLOCK),)](
-        grad, v, levels, alpha, grad_v, v.numel(), len(levels), BLOCK=BLOCK)
+        grad, v, level, alpha, grad_v, v.numel(), len(level), BLOCK=BLOCK)
     return grad_v
 
 

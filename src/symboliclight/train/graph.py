@@ -57,8 +57,9 @@ class GraphedStep:
 
     def rates(self) -> dict[str, float]:
         """Each site's spikes per unit and token in the last step."""
-        return dict(zip(self._rates, torch.stack(list(self._rates.values())).tolist(), strict=True)) \
-            if self._rates else {}
+        if not self._rates:
+            return {}
+        return dict(zip(self._rates, torch.stack(list(self._rates.values())).tolist(), strict=True))
 
     def _pass(self) -> Tensor:
         """Gradients, clipped, and a tensor of the loss (nats a token) and the gradient norm before clipping."""
@@ -69,16 +70,17 @@ class GraphedStep:
         return torch.stack([plain, nn.utils.clip_grad_norm_(self._parameters, self._config.clip)])
 
     def _apply(self, lr: float) -> None:
-        if self._update is not None:
-            self._lr.fill_(lr)
-            self._update.replay()
-            return
-        self._optimizer.step()  # makes the state that the recorded update will use
         if type(self._optimizer) is not torch.optim.AdamW:
+            self._optimizer.step()
+            return
+        self._lr.fill_(lr)
+        if self._update is not None:
+            self._update.replay()
             return
         self._update, groups = torch.cuda.CUDAGraph(), self._optimizer.param_groups
         for group in groups:
-            group.update(lr=self._lr, capturable=True)
+            group.update(lr=self._lr, capturable=True)  # a tensor from the first step on: the same roundings
+        self._optimizer.step()  # makes the state that the recorded update will use
         with torch.cuda.graph(self._update, pool=self._graph.pool()):
             self._optimizer.step()
         for group in groups:
