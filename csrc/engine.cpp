@@ -113,13 +113,13 @@ struct Pass : Head {
     const float* last_rows() const {
         if (T == 1) return w.n;
         each(B, [&](int64_t b) { std::memcpy(w.y + b * m.D, w.n + (b * T + T - 1) * m.D, m.D * sizeof(float)); });
-        pool.sync();
+        sync();
         return w.y;
     }
 
     // Early exit: is the next-token entropy of every sequence below the limit?
     bool certain() const {
-        pool.sync();
+        sync();
         head(last_rows(), B, w.trial);
         bool all = true;
         for (int64_t b = 0; b < B; ++b) {
@@ -165,36 +165,36 @@ struct Pass : Head {
         const bool sketched = p.sketch.rough.data && m.ffn_spikes && N <= SKETCH_ROWS;
         const Operand fed = m.spike_fed && m.block_spikes ? with(w.spikes, w.s) : with(w.stream, w.n);  // to W_up
         each(N, [&](int64_t n) { open(p, n); });
-        pool.sync();
+        sync();
         read(p, layer);
-        pool.sync();
+        sync();
         each(B * m.H, [&](int64_t item) {
             if (m.short_keys) mix<int8_t>(layer, item / m.H, item % m.H);
             else mix<float>(layer, item / m.H, item % m.H);
         });
-        pool.sync();
+        sync();
         each(B, [&](int64_t b) { keep_gates(layer, b, true); });
         if (prepared(p.out)) {
             each(N, [&](int64_t n) { prepare(p.out, with(w.stream, w.o), n); });
-            pool.sync();
+            sync();
         }
         product(p.out, with(w.stream, w.o), w.y, N);
-        pool.sync();
+        sync();
         each(N, [&](int64_t n) { mixed(layer, n, fed, sketched); });
-        pool.sync();
+        sync();
         if (p.up.by_input) count(fed.active, stats.up[layer]);
         if (sketched)
-            share(units(p.up), [&](int64_t begin, int64_t end) {
+            take(units(p.up), [&](int64_t begin, int64_t end) {
                 int64_t exact = certify(p.up, p.sketch, fed, N, p.ffn_level, w.f, begin, end);
                 __atomic_fetch_add(&stats.exact[layer], exact, __ATOMIC_RELAXED);
             });
         else product(p.up, fed, w.f, N);
-        pool.sync();
+        sync();
         each(N, [&](int64_t n) { hidden(layer, n); });
-        pool.sync();
+        sync();
         if (p.down.by_input) count(w.stream.active, stats.down[layer]);
         product(p.down, with(w.stream, w.f), w.y, N);
-        pool.sync();
+        sync();
         each(N, [&](int64_t n) { close(layer, n); });
         if (thread == 0) stats.layers += N, stats.sketched += sketched ? N : 0;
     }
@@ -217,9 +217,9 @@ struct Pass : Head {
                 turn[i] = float(cos(angle)), turn[i + m.K / 2] = float(sin(angle));
             }
         });
-        pool.sync();
+        sync();
         each(B, [&](int64_t b) { fire(b); });
-        pool.sync();
+        sync();
         if (call.taps.encoder) each(N, [&](int64_t n) { note(w.s + n * m.D, call.taps.encoder + n * m.D, m.D); });
         for (int64_t layer = 0; layer < m.L; ++layer) {
             block(layer);
@@ -227,7 +227,7 @@ struct Pass : Head {
             for (int64_t left = layer + 1; left < m.L; ++left) each(B, [&](int64_t b) { pass_over(left, b); });
             break;
         }
-        pool.sync();
+        sync();
         if (call.want == Logits::last) head(last_rows(), B, call.logits, call.top);
         if (call.want == Logits::all) head(w.n, N, call.logits);
     }

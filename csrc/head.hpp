@@ -22,32 +22,32 @@ struct Head : Attention {
         const bool dynamic = m.prior == Prior::dynamic;
         const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
         each(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
-        pool.sync();
+        sync();
         if (dynamic) {
             product(m.prior_down, in, w.prior, rows);
-            pool.sync();
+            sync();
             each(rows, [&](int64_t n) {
                 gelu(w.prior + n * m.prior_down.outs, m.prior_down.outs, m.prior_weight);
                 rough ? prepare_sketch(m.prior_sketch.rough, prior, n) : prepare(m.prior_up, prior, n);
             });
-            pool.sync();
+            sync();
         }
         if (rough) return choose(in, prior, rows, logits, top, dynamic);
-        share(units(m.head), [&](int64_t begin, int64_t end) {
+        take(units(m.head), [&](int64_t begin, int64_t end) {
             multiply(m.head, in, rows, logits, begin, end);
             if (m.prior == Prior::dynamic) multiply(m.prior_up, prior, rows, logits, begin, end, true);
             int64_t last = end * LANES < m.V ? end * LANES : m.V;
             for (int64_t n = 0; m.prior == Prior::fixed && n < rows; ++n)
                 for (int64_t o = begin * LANES; o < last; ++o) logits[n * m.V + o] += m.bias[o];
         });
-        pool.sync();
+        sync();
     }
 
     // The rest of `head` by sketches: bounds of all logits, from them a bar that the k-th largest reaches, and then only
     // the logits that may reach it.
     void choose(const Operand& in, const Operand& prior, int64_t rows, float* logits, int64_t top, bool dynamic) const {
         const int64_t blocks = units(m.head);
-        share(blocks, [&](int64_t begin, int64_t end) {
+        take(blocks, [&](int64_t begin, int64_t end) {
             for (int64_t item = begin * rows; item < end * rows; ++item) {
                 const int64_t block = item / rows, n = item % rows;
                 Estimate e = estimate(m.head_sketch, in, n, block), add{};
@@ -63,10 +63,10 @@ struct Head : Attention {
                 w.least[n * blocks + block] = max(most);
             }
         });
-        pool.sync();
+        sync();
         each(rows, [&](int64_t n) { w.bar[n] = kth_largest(w.least + n * blocks, blocks, top < blocks ? top : blocks); });
-        pool.sync();
-        share(blocks, [&](int64_t begin, int64_t end) {
+        sync();
+        take(blocks, [&](int64_t begin, int64_t end) {
             int64_t exact = 0;
             for (int64_t n = 0; n < rows; ++n) {
                 const float bar = top < blocks ? w.bar[n] : -HUGE_VALF;
@@ -84,7 +84,7 @@ struct Head : Attention {
             __atomic_fetch_add(&stats.chosen[1], exact, __ATOMIC_RELAXED);
         });
         if (thread == 0) stats.chosen[0] += rows;
-        pool.sync();
+        sync();
     }
 };
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -11,7 +12,9 @@ namespace symboliclight {
 
 class Pool {
   public:
-    explicit Pool(int threads) : size_(threads) {}
+    static constexpr int SLOTS = 8;
+
+    explicit Pool(int threads) : size_(threads), taken_(new Taken[threads]()) {}
     ~Pool() { stop(); }
     Pool(const Pool&) = delete;
 
@@ -20,13 +23,20 @@ class Pool {
     void run(void (*f)(void*, int), void* argument);
     // Waits until all threads of the running call are here.
     void sync();
+    // How much of `thread`'s share of work `slot` is taken, for phases of even and odd number; 0 before a call.
+    std::atomic<int64_t>& taken(int thread, int64_t odd, int64_t slot) { return taken_[thread].by_phase[odd][slot]; }
 
   private:
     void start();
     void stop();
     void work(int thread, unsigned seen);
 
+    struct alignas(64) Taken {  // in cache lines of their own
+        std::atomic<int64_t> by_phase[2][SLOTS];
+    };
+
     const int size_;
+    const std::unique_ptr<Taken[]> taken_;
     long process_ = 0;  // threads do not survive fork: a child starts its own
     std::vector<std::thread> threads_;
     void (*f_)(void*, int) = nullptr;

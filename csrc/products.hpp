@@ -13,7 +13,18 @@ namespace SYMBOLICLIGHT_ISA {
 constexpr int PIECES = LANES / W;                  // vectors that hold 16 outputs
 constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
 constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
-constexpr int64_t FETCH = 4096;                    // bytes of a packed matrix fetched in advance for a single row
+constexpr int64_t FETCH = 4096;                    // bytes of a packed matrix fetched in advance
+
+// The same for a single row. AMD's processors see the stream themselves and lose by more than a line: 64 measured 3% to 17%
+// faster on Zen 4; Intel's do not look beyond a page.
+inline int64_t fetch_of_one() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_is("amd")) return 64;
+#endif
+    return FETCH;
+}
+inline const int64_t FETCH_ONE = fetch_of_one();
 #if defined(__AMX_INT8__)
 constexpr bool TILES = true;
 #else
@@ -44,7 +55,7 @@ inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int6
         }
         for (int r = 0; r < R; ++r) {
             vfloat weight = load(w + r * ins + i, m);
-            __builtin_prefetch(w + (R + r) * ins + i);  // the next tile's
+            __builtin_prefetch(w + R * (ins + i) + r * W);  // the next tile's, from its beginning to its end
             for (int c = 0; c < C; ++c) dots[r][c] = fma(weight, in[c], dots[r][c]);
         }
     });
@@ -147,9 +158,10 @@ struct Block {
     void bytes(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
         const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES;
         const int8_t* q = x.q + n * x.width;
+        const int64_t ahead = C == 1 ? FETCH_ONE : FETCH;
         vint dots[C][PIECES] = {};
         for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
-            if constexpr (C == 1) __builtin_prefetch(w + FETCH);
+            __builtin_prefetch(w + ahead);
             for (int p = 0; p < PIECES; ++p) {
                 vint weights = load_words(w + p * 4 * W);
                 for (int c = 0; c < C; ++c) dots[c][p] = dot4(dots[c][p], weights, four_of(q + c * x.width + i));
@@ -164,12 +176,13 @@ struct Block {
         const uint8_t* w = (const uint8_t*)m.data + block * groups * GROUP * LANES / 2;
         const bf16* scale = (const bf16*)m.scale + block * groups * LANES;
         const vint low_half = splat_int(0x0f0f0f0f);
+        const int64_t ahead = C == 1 ? FETCH_ONE : FETCH;
         for (int64_t g = 0; g < groups; ++g, scale += LANES) {
             vint dots[C][PIECES];
             for (int c = 0; c < C; ++c)
                 for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-8 * x.sums[(n + c) * (x.width / GROUP) + g]);
             for (int step = 0; step < 4; ++step, w += 64) {
-                if (C == 1) __builtin_prefetch(w + FETCH);
+                __builtin_prefetch(w + ahead);
                 for (int p = 0; p < PIECES; ++p) {
                     vint two = load_words(w + p * 4 * W), low = two & low_half, high = (two >> 4) & low_half;
                     for (int c = 0; c < C; ++c) {
@@ -259,7 +272,7 @@ inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int
     int64_t first = begin * LANES, last = end * LANES < m.outs ? end * LANES : m.outs;
     if (begin >= end) return;
     if (m.by_input) {
-        constexpr int WIDE = W == 16 ? 16 : 8, NARROW = 4;  // narrow columns of all inputs stay in the cache for many rows
+        constexpr int WIDE = W == 16 ? 24 : 8, NARROW = 4;  // narrow columns of all inputs stay in the cache for many rows
         if (N < 32) gather_columns<WIDE>(m, x, N, y, first, last);
         else gather_columns<NARROW>(m, x, N, y, first, last);
         return;

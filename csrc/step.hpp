@@ -19,11 +19,34 @@ struct Step {
     Pool& pool;
     int thread;
     const int64_t B = call.B, T = call.T, N = B * T;
+    mutable int64_t phase = 0, taking = 0;  // phases that have ended, and calls of take() in this one
+
+    // Waits for all threads: a new phase begins.
+    void sync() const {
+        pool.sync();
+        for (; taking > 0; --taking) pool.taken(thread, phase % 2, taking - 1) = 0;  // everybody is past the phase that they count
+        ++phase;
+    }
 
     // f(begin, end) on this thread's share of `items`.
     template <class F>
     void share(int64_t items, F f) const {
         f(items * thread / pool.size(), items * (thread + 1) / pool.size());
+    }
+
+    // f(begin, end) on pieces of `items`: those of this thread's share, then what others have left of theirs.
+    template <class F>
+    void take(int64_t items, F f) const {
+        if (taking == Pool::SLOTS) return share(items, f);
+        const int64_t slot = taking++;
+        for (int turn = 0; turn < pool.size(); ++turn) {
+            const int owner = (thread + turn) % pool.size();
+            const int64_t begin = items * owner / pool.size(), end = items * (owner + 1) / pool.size();
+            const int64_t piece = (end - begin) / 16 < 4 ? 4 : (end - begin) / 16 > 64 ? 64 : (end - begin) / 16;
+            std::atomic<int64_t>& taken = pool.taken(owner, phase % 2, slot);
+            for (int64_t at; (at = begin + taken.fetch_add(piece, std::memory_order_relaxed)) < end;)
+                f(at, at + piece < end ? at + piece : end);
+        }
     }
 
     // f(item) for this thread's share.
@@ -35,7 +58,8 @@ struct Step {
     }
 
     void product(const Matrix& matrix, const Operand& x, float* y, int64_t rows, bool add = false) const {
-        share(units(matrix), [&](int64_t begin, int64_t end) { multiply(matrix, x, rows, y, begin, end, add); });
+        auto some = [&](int64_t begin, int64_t end) { multiply(matrix, x, rows, y, begin, end, add); };
+        matrix.by_input ? share(units(matrix), some) : take(units(matrix), some);
     }
 
     static Operand with(Operand operand, const float* x) {
