@@ -14,12 +14,16 @@ from symboliclight.tokenizer import Tokenizer
 SHIPPED = Path(symboliclight.__file__).parent / "shipped"  # the model that comes with the package (docs/shipped.md)
 
 
-def load_model(directory: str) -> tuple[Any, Tokenizer]:
-    """The torch model and tokenizer of a checkpoint or run folder.
+def load_model(directory: str, device: str = "cpu") -> tuple[Any, Tokenizer]:
+    """The torch model and tokenizer of a checkpoint or run folder, on `device`: cpu, cuda, cuda:N or auto.
 
-    Raises `InputError` without PyTorch, or if a file is missing or damaged.
+    Raises `InputError` without PyTorch or the device, or if a file is missing or damaged.
     """
     model, tokenizer = load_weights(directory)
+    if device != "cpu":
+        from symboliclight.train.runtime import choose_device
+
+        model = model.to(choose_device(device))
     return model, _present(tokenizer, directory)
 
 
@@ -33,13 +37,22 @@ def load_weights(directory: str) -> tuple[Any, Tokenizer | None]:
 
 
 def load_runner(
-    directory: str, precision: Precision | None = None, threads: int | None = None
+    directory: str, precision: Precision | None = None, threads: int | None = None, device: str = "cpu"
 ) -> tuple[Any, Tokenizer]:
     """What generates and scores text: the runtime, on `threads`, or the torch model.
 
-    It is the runtime if a precision is asked for, torch is missing or the folder was exported. Raises `InputError` if a
-    file is missing or damaged.
+    It is the runtime if a precision is asked for, torch is missing or the folder was exported; on another `device` the
+    torch model, single tokens of it recorded (model/graph.py). Raises `InputError` if a file is missing or damaged, or
+    if the device is not there or not for the runtime.
     """
+    if device != "cpu":
+        if precision is not None:
+            raise InputError(f"the runtime that --precision {precision} asks for runs on the CPU; leave out "
+                             f"--precision or --device {device}")
+        model, tokenizer = load_model(directory, device)
+        from symboliclight.model.graph import recorded
+
+        return recorded(model), tokenizer
     exported = engine.exported_precision(directory)
     if precision is None and exported is None and importlib.util.find_spec("torch") is not None:
         return load_model(directory)

@@ -158,6 +158,9 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
             slow = rate[f"{p}, dense path"]
             rows.append(row(f"decode {name} {p}: sparse path against dense path, same weights", "tokens/s", rate[p],
                             slow, rate[p] / slow, 1.25))
+            whole = sum(bytes_per_token(dense[f"{p}, dense path"], tokens).values())
+            rows.append(row(f"decode {name} {p}: bytes read a token, sparse path against dense path", "MB", size / 1e6,
+                            whole / 1e6, whole / size))
     what = f"decode {name}: certified against float32, same spikes and same {TOP} largest logits"
     rows.append(row(what, "tokens/s", rate["certified"], rate["float32"], rate["certified"] / rate["float32"]))
     rows.append(row(f"decode {name} float32 against its torch model", "tokens/s", rate["float32"], rate["torch"],

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "train": "training steps and their memory beside GPT-2, and where the time of a step goes",
     "decode": "the torch-free runtime at every precision beside its dense path, torch and GPT-2",
     "quality": "what each precision of the runtime costs a trained model; needs --model and --data",
+    "gpu": "writing, reading and training on a CUDA device beside GPT-2; needs one",
     "model": "training step of mini beside GPT-2; forwards of v1-194m beside the reference forms",
 }
 
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
     if fields and (args.name != "decode" or not all(field.startswith("model.") for field in fields)):
         raise InputError("--set changes fields of the model of bench decode, as in --set model.spike_fed=true")
     options = {"quality": trained, "decode": {"changes": {k.removeprefix("model."): v for k, v in fields.items()}}}
-    for name in [n for n in BENCHMARKS if n != "quality" or args.model] if args.name == "all" else [args.name]:
+    possible = {"quality": args.model is not None, "gpu": torch.cuda.is_available()}
+    for name in [n for n in BENCHMARKS if possible.get(n, True)] if args.name == "all" else [args.name]:
         module = importlib.import_module(f"symboliclight.benchmarks.{name}")
         path = module.run(args.out, quick=args.quick, **options.get(name, {}))
         result = json.loads(path.read_text(encoding="utf-8"))

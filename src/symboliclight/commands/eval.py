@@ -7,7 +7,7 @@ from typing import Any
 
 from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import locate
-from symboliclight.commands.models import add_model, read_text, token_progress
+from symboliclight.commands.models import add_device, add_model, read_text, token_progress
 from symboliclight.commands.operations import counted, print_operations
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.commands.tasks import add_tasks, asks_for_tasks, print_tasks, run_tasks
@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
     """Add the parser."""
     p = commands.add_parser("eval", help="measure perplexity, bits per byte and sparsity, or run benchmark tasks")
     add_model(p)
+    add_device(p)
     p.add_argument("--data", metavar="DIR", help="a shard folder, made with the model's tokenizer")
     p.add_argument("--text", metavar="FILE", help="a UTF-8 text file, instead of --data")
     p.add_argument("--split", choices=SPLITS, default="validation", help="of the shards (default: validation)")
@@ -42,6 +43,8 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("give either --data DIR or --text FILE, or --tasks NAMES")
     if tasks and args.operations:
         raise InputError("--operations counts what --data or --text reads; leave it out beside --tasks")
+    if tasks and args.device != "cpu":
+        raise InputError("--device goes with --data and --text; tasks run on the CPU")
     for name in ("max_tokens", "seq_len"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
@@ -61,7 +64,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _perplexity(args: argparse.Namespace) -> dict[str, Any]:
     """Figures on shards or a text."""
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load_model(args.model, args.device)
     from symboliclight.evaluate import evaluate, evaluate_text  # needs torch, which load_model has asked for
 
     if args.text is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import (
+    add_device,
     add_model_or_shipped,
     add_precision,
     add_sampling,
@@ -33,6 +34,7 @@ def add(commands: Any) -> None:
     p.add_argument("--prompt-file", metavar="FILE", help="take the prompt from a UTF-8 file")
     add_model_or_shipped(p)
     add_precision(p)
+    add_device(p)
     add_sampling(p)
     p.add_argument("--num-samples", type=int, default=1, metavar="N",
                    help="write N continuations at once; sample i has seed + i (default: 1)")
@@ -44,6 +46,7 @@ def add(commands: Any) -> None:
     p = commands.add_parser("chat", help="write with a model by turns; it keeps what was said in its bounded state")
     add_model_or_shipped(p)
     add_precision(p)
+    add_device(p)
     add_sampling(p)
     p.add_argument("--turns", action="store_true",
                    help="mark turns with <|user|>, <|assistant|> and <|end|>, for a model that was trained with them")
@@ -57,7 +60,7 @@ def _run_generate(args: argparse.Namespace) -> None:
     prompt = _prompt(args)
     if args.dataset is not None:
         check_samples_folder(args.dataset)
-    model, tokenizer = load_runner(args.model, args.precision)
+    model, tokenizer = load_runner(args.model, args.precision, device=args.device)
     ids = tokenizer.encode(prompt, bos=True)
     run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed)
     stream = args.num_samples == 1 and not args.json and not args.no_stream
@@ -128,7 +131,7 @@ def _figures(prompt: str, prompt_tokens: int, samples: Sequence[Completion], sec
 
 def _run_chat(args: argparse.Namespace) -> None:
     how = sampling_of(args)
-    model, tokenizer = load_runner(args.model, args.precision)
+    model, tokenizer = load_runner(args.model, args.precision, device=args.device)
     chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, args.turns)
     print(NOTICE)
     while True:

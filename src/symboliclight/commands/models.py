@@ -21,6 +21,12 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
                              "model, or the runtime for an exported folder and where torch is not installed)")
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="cpu", metavar="NAME",
+                        help="cpu, cuda, cuda:N or auto: where the torch model runs (default: cpu)")
+
+
 def read_text(path: str) -> str:
     """A UTF-8 text file as it is. Raises `InputError` if it cannot be read or is not UTF-8."""
     try:

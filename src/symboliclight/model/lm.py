@@ -91,7 +91,12 @@ class SymbolicLight(nn.Module):
 
 
 def _present(position: Tensor, length: int) -> Tensor | None:
-    """(B, T) mask of real tokens, or None where no row is still in its left padding; a fixed graph always masks."""
+    """(B, T) mask of real tokens, or None where no row is still in its left padding.
+
+    An exported graph always masks, a CUDA graph never: it is recorded for rows that are past their padding.
+    """
+    if position.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
     if not torch.compiler.is_exporting() and not bool((position < 0).any()):
         return None
     return position[:, None] + torch.arange(length, device=position.device) >= 0
