@@ -172,7 +172,7 @@ def decode_rows(name: str, rival: str, batch: int, dtype: torch.dtype, device: t
     with torch.inference_mode():
         static = StaticGPT2(other, tokens)
         found, wanted = static.write_on(), generate(other, tokens)()
-        if not bool((found == wanted)[:, : CONTEXT + 16].float().mean() > 0.9):  # in bfloat16 ties fall either way
+        if dtype == torch.float32 and not torch.equal(found, wanted):  # in bfloat16 near ties fall either way
             raise InputError("bench gpu: GPT-2 over a static cache does not write what generate writes")
 
     runs: dict[str, Run] = {"ours": ours(model, tokens), "transformers": generate(other, tokens),
