@@ -71,9 +71,13 @@ class _Step:
 
     def start(self, state: State) -> None:
         """Go on from another state of as many sequences."""
-        given = state.tensors()
+        given, kinds = state.tensors(), dict[torch.dtype, tuple[list[Tensor], list[Tensor]]]()
         for name, x in self.state.tensors().items():
-            x.copy_(given[name])
+            to, source = kinds.setdefault(x.dtype, ([], []))
+            to.append(x)
+            source.append(given[name])
+        for to, source in kinds.values():  # all of a kind in one kernel
+            torch._foreach_copy_(to, source)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         self.tokens.copy_(tokens)

@@ -96,13 +96,10 @@ class Mixer(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, position: Tensor, past: LayerState, new: LayerState
     ) -> Tensor:
         """Window attention over past and present keys; fills the attention part of `new`."""
-        assert past.k is not None and past.v is not None and past.gate is not None and past.anchor_gate is not None
-        columns = torch.arange(self.config.n_anchors, device=k.device) - position[:, None]  # (B, A) of each anchor in k
-        here = (columns >= 0) & (columns < k.shape[1])
-        columns = columns.clamp(0, k.shape[1] - 1)
-        new.anchor_k = _anchors(past.anchor_k, k, columns, here)
-        new.anchor_v = _anchors(past.anchor_v, v, columns, here)
-        new.anchor_gate = torch.where(here, gate.gather(1, columns), past.anchor_gate)
+        assert past.k is not None and past.v is not None and past.gate is not None
+        ahead = torch.arange(self.config.n_anchors, device=k.device) - position[:, None]  # (B, A) of each anchor in k
+        new.anchor_k, new.anchor_v = _anchors(past.anchor_k, k, ahead), _anchors(past.anchor_v, v, ahead)
+        new.anchor_gate = _anchors(past.anchor_gate, gate, ahead)
         keys, values = torch.cat([past.k.to(k.dtype), k], 1), torch.cat([past.v.to(v.dtype), v], 1)
         open_ = torch.cat([past.gate, gate], 1)
         W = self.config.window
@@ -116,11 +113,15 @@ def written(config: ModelConfig) -> tuple[str, ...]:
     return paths[config.paths] if config.conv else ()
 
 
-def _anchors(old: Tensor | None, x: Tensor, columns: Tensor, here: Tensor) -> Tensor:
-    """Anchor rows (B, A, H, K): from this call's x where they lie in it, else as they were."""
+def _anchors(old: Tensor | None, x: Tensor, ahead: Tensor) -> Tensor:
+    """Anchor rows (B, A, ...): from x (B, T, ...), `ahead` (B, A) in it, where they lie there, else the old."""
     assert old is not None
-    found = x.gather(1, columns[..., None, None].expand(-1, -1, *x.shape[2:]))
-    return torch.where(here[..., None, None], found, old.to(x.dtype))
+    if x.shape[1] == 1:
+        here, found = ahead == 0, x
+    else:
+        here, columns = (ahead >= 0) & (ahead < x.shape[1]), ahead.clamp(0, x.shape[1] - 1)
+        found = x.gather(1, columns.view(*columns.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+    return torch.where(here.view(*here.shape, *[1] * (x.dim() - 2)), found, old.to(x.dtype))
 
 
 def _last(x: Tensor, window: int) -> Tensor:

@@ -34,12 +34,12 @@ FEWEST = 1024  # queries from which FlexAttention is taken; at 512 the torch for
 def _triton() -> SimpleNamespace | str:
     """The Triton kernels, or why there is none."""
     try:
-        from symboliclight.ops import triton_kernels, triton_pointwise
+        from symboliclight.ops import triton_kernels, triton_pointwise, triton_window
     except ImportError as error:
         warnings.warn(f"symboliclight has no Triton kernels ({error}): slow on a GPU; pip install triton",
                       RuntimeWarning, stacklevel=2)
         return str(error)
-    return SimpleNamespace(**{**vars(triton_pointwise), **vars(triton_kernels)})
+    return SimpleNamespace(**vars(triton_pointwise) | vars(triton_kernels) | vars(triton_window))
 
 
 def takes(x: Tensor, dtypes: tuple[torch.dtype, ...] = HALF_TOO) -> bool:
@@ -62,6 +62,16 @@ def register(device: str) -> None:
 def softmax_loss(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float, wanted: bool) -> Tensor:
     """`native.softmax_loss` in Triton, for logits that `takes` accepts."""
     return _triton().softmax_loss(logits, targets, scale, z_loss, wanted)  # type: ignore[union-attr]
+
+
+def reads_one(q: Tensor) -> bool:
+    """Whether the kernel of single queries serves these (B, T, H, K) now: it has no gradient."""
+    return q.shape[1] == 1 and q.shape[-1] in HEAD_DIMS and not torch.is_grad_enabled() and takes(q)
+
+
+def window_token(*inputs: Any) -> Tensor:
+    """`ops.window_attention` in Triton, for queries that `reads_one` accepts."""
+    return _triton().window_token(*inputs)  # type: ignore[union-attr]
 
 
 def flexes(q: Tensor) -> bool:

@@ -55,7 +55,9 @@ def window_attention(
     Returns: (B, T, H, K) in the dtype of q.
     """
     form = window_attention_torch
-    if native.takes(q):
+    if cuda.reads_one(q):
+        form = cuda.window_token
+    elif native.takes(q):
         form = native.window_attention
     elif cuda.flexes(q):
         form = flex_window_attention
