@@ -78,7 +78,8 @@ def test_logits_of_a_saved_and_loaded_model_are_ours_exactly(changes, small_conf
     tokens = torch.randint(0, config.vocab_size, (2, 40))
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, ours(tokens)[0])
-        assert torch.equal(loaded(tokens, logits_to_keep=3).logits, ours(tokens)[0][:, -3:])
+        last = ours(tokens)[0][:, -3:]  # fewer rows in the head's product may round otherwise
+        torch.testing.assert_close(loaded(tokens, logits_to_keep=3).logits, last, rtol=0, atol=1e-6 * last.abs().max())
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: ",".join(c) or "default")

@@ -35,8 +35,10 @@ def model_of(seed=0, **switches) -> SymbolicLight:
     torch.manual_seed(seed)
     model = build(replace(SMALL, **switches)).eval()
     with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 2:
+        for name, p in model.named_parameters():
+            if "conv_" in name:
+                p.add_(torch.randn_like(p) / 3)  # at first taps leave everything as it is
+            elif p.dim() == 2:
                 p.mul_(12)  # lively activations: initial weights of 0.02 would hide differences
     return model
 

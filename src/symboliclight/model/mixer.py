@@ -98,8 +98,10 @@ class Mixer(nn.Module):
         """Window attention over past and present keys; fills the attention part of `new`."""
         assert past.k is not None and past.v is not None and past.gate is not None
         ahead = torch.arange(self.config.n_anchors, device=k.device) - position[:, None]  # (B, A) of each anchor in k
-        new.anchor_k, new.anchor_v = _anchors(past.anchor_k, k, ahead), _anchors(past.anchor_v, v, ahead)
-        new.anchor_gate = _anchors(past.anchor_gate, gate, ahead)
+        here = (ahead >= 0) & (ahead < k.shape[1])
+        new.anchor_k, new.anchor_v, new.anchor_gate = (
+            _anchors(old, x, ahead, here)
+            for old, x in ((past.anchor_k, k), (past.anchor_v, v), (past.anchor_gate, gate)))
         keys, values = torch.cat([past.k.to(k.dtype), k], 1), torch.cat([past.v.to(v.dtype), v], 1)
         open_ = torch.cat([past.gate, gate], 1)
         W = self.config.window
@@ -113,15 +115,14 @@ def written(config: ModelConfig) -> tuple[str, ...]:
     return paths[config.paths] if config.conv else ()
 
 
-def _anchors(old: Tensor | None, x: Tensor, ahead: Tensor) -> Tensor:
-    """Anchor rows (B, A, ...): from x (B, T, ...), `ahead` (B, A) in it, where they lie there, else the old."""
+def _anchors(old: Tensor | None, x: Tensor, ahead: Tensor, here: Tensor) -> Tensor:
+    """Anchor rows (B, A, ...): x (B, T, ...) at `ahead` (B, A) where they lie `here` in it, else the old."""
     assert old is not None
-    if x.shape[1] == 1:
-        here, found = ahead == 0, x
-    else:
-        here, columns = (ahead >= 0) & (ahead < x.shape[1]), ahead.clamp(0, x.shape[1] - 1)
-        found = x.gather(1, columns.view(*columns.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
-    return torch.where(here.view(*here.shape, *[1] * (x.dim() - 2)), found, old.to(x.dtype))
+    wide = (*here.shape, *[1] * (x.dim() - 2))
+    if x.shape[1] > 1:
+        columns = ahead.clamp(0, x.shape[1] - 1).view(wide)
+        x = x.gather(1, columns.expand(-1, -1, *x.shape[2:]))
+    return torch.where(here.view(wide), x, old.to(x.dtype))
 
 
 def _last(x: Tensor, window: int) -> Tensor:

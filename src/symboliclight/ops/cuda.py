@@ -69,9 +69,13 @@ def reads_one(q: Tensor) -> bool:
     return q.shape[1] == 1 and q.shape[-1] in HEAD_DIMS and not torch.is_grad_enabled() and takes(q)
 
 
-def window_token(*inputs: Any) -> Tensor:
+def window_token(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor, anchor_gate: Tensor,
+    position: Tensor, window: int,
+) -> Tensor:
     """`ops.window_attention` in Triton, for queries that `reads_one` accepts."""
-    return _triton().window_token(*inputs)  # type: ignore[union-attr]
+    kernel = _triton().window_token  # type: ignore[union-attr]
+    return kernel(q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, window)
 
 
 def flexes(q: Tensor) -> bool:

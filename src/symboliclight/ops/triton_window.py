@@ -4,12 +4,15 @@ One program holds the query of one head and reads its keys and values once, ROWS
 (arXiv 1805.02867); the equations are those of `window.py`. It has no gradient.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 64  # keys at one time
+# Keys at one time; their loads run ahead. A sequence has few heads, so each program brings many warps.
+LAUNCH: dict[str, Any] = {"ROWS": 64, "STAGES": 3, "num_warps": 8}
 
 
 @triton.jit
@@ -26,12 +29,12 @@ def _read(score_of, keys, values, place, at, seen, most, total, out):
 @triton.jit
 def _window_token(
     q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, y, S, A, H, window, scale,
-    K: tl.constexpr, ROWS: tl.constexpr, ANCHORS: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, ANCHORS: tl.constexpr,
 ):
     b, h, at = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, K)
     query = tl.load(q + (b * H + h) * K + at).to(tl.float32) * scale
     most, total, out = -1e30, 0.0, tl.zeros([K], tl.float32)
-    for first in range(0, S, ROWS):
+    for first in tl.range(0, S, ROWS, num_stages=STAGES):
         j = first + tl.arange(0, ROWS)
         seen = (tl.load(gate + b * S + j, mask=j < S, other=0) != 0) | (j == S - 1)
         most, total, out = _read(query, k, v, ((b * S + j) * H + h) * K, at, seen, most, total, out)
@@ -54,5 +57,5 @@ def window_token(
     gate, anchor_gate = (x.contiguous().view(torch.uint8) for x in (gate, anchor_gate))
     A, y = anchor_k.shape[1], torch.empty_like(q)
     _window_token[(B, H)](q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, y, k.shape[1], A, H, window,
-                          K**-0.5, K=K, ROWS=ROWS, ANCHORS=triton.next_power_of_2(A) if A else 0)
+                          K**-0.5, K=K, ANCHORS=triton.next_power_of_2(A) if A else 0, **LAUNCH)
     return y
