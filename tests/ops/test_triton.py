@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 HERE = Path(__file__).parent
-TESTS = ["test_lif.py", "test_decay.py", "test_spike.py", "test_rope.py", "test_loss.py", "test_window_token.py"]
+TESTS = ["test_lif.py", "test_decay.py", "test_spike.py", "test_rope.py", "test_loss.py", "test_window_inference.py"]
 CPU_ONLY = ["native_form", "no_tensor_holds", "makes_no_gradient"]  # what CPU forms do bit by bit, and their memory
 
 

@@ -31,13 +31,13 @@ def block_mask(queries: int, gate: Tensor, anchor_gate: Tensor, position: Tensor
     """What each query sees of the columns (anchors, then keys); linear in T, unlike `create_block_mask`."""
     A = anchor_gate.shape[1]
     own = A + gate.shape[1] - queries  # column of the first query's own key
-    open_ = torch.cat([anchor_gate, gate], 1)
+    open_, position = torch.cat([anchor_gate, gate], 1).int(), position.int()  # words: bytes took a third longer
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         lag = i + own - j
         near = (j >= A) & (lag >= 0) & (lag <= window)
         gone = (j < A) & (position[b] + i - j > window)
-        return ((near | gone) & open_[b, j]) | (lag == 0)  # lag 0: no softmax over nothing
+        return ((near | gone) & (open_[b, j] > 0)) | (lag == 0)  # lag 0: no softmax over nothing
 
     first = torch.arange(0, queries, BLOCK, device=gate.device)[:, None] + own
     block = torch.arange(-(-open_.shape[1] // BLOCK), device=gate.device)

@@ -1,9 +1,10 @@
-"""Triton kernel of window attention for a single query a sequence: what writing text token by token needs.
+"""Triton kernels of window attention without a gradient: what reading and writing text needs.
 
-One program holds the query of one head and reads its keys and values once, ROWS at a time, under a running maximum
-(arXiv 1805.02867); the equations are those of `window.py`. It has no gradient.
+A program holds queries of one head, a single one or a tile of neighbours, and reads the keys and values that they see
+once, a tile at a time, under a running maximum (arXiv 1805.02867). The equations are those of `window.py`.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Keys at one time; their loads run ahead. A sequence has few heads, so each program brings many warps.
-LAUNCH: dict[str, Any] = {"ROWS": 64, "STAGES": 3, "num_warps": 8}
+# Keys at one time; their loads run ahead. A single query has few programs, one a head, so each brings many warps.
+LAUNCH_ONE: dict[str, Any] = {"ROWS": 64, "STAGES": 3, "num_warps": 8}
+LAUNCH: dict[str, Any] = {"ROWS": 64, "COLUMNS": 64, "num_warps": 4}
+LEAST = 16  # columns of a matrix product
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))  # the interpreter multiplies no bfloat16 matrices
 
 
 @triton.jit
@@ -47,15 +51,64 @@ def _window_token(
     tl.store(y + (b * H + h) * K + at, out.to(y.dtype.element_ty))
 
 
-def window_token(
+@triton.jit
+def _read_tile(query, keys, values, place, at, real, seen, most, total, out):
+    """As `_read` for a tile of queries (M, K) and of keys (N,); `seen` (M, N)."""
+    k = tl.load(keys + place[:, None] + at[None, :], mask=real[:, None], other=0.0).to(query.dtype)
+    v = tl.load(values + place[:, None] + at[None, :], mask=real[:, None], other=0.0).to(query.dtype)
+    score = tl.where(seen, tl.dot(query, tl.trans(k), input_precision="ieee"), -float("inf"))
+    higher = tl.maximum(most, tl.max(score, 1))
+    share, kept = tl.exp(score - higher[:, None]), tl.exp(most - higher)
+    out = out * kept[:, None] + tl.dot(share.to(v.dtype), v, input_precision="ieee")
+    return higher, total * kept + tl.sum(share, 1), out
+
+
+@triton.jit
+def _window_rows(
+    q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, y, T, S, A, H, window, scale,
+    K: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ANCHORS: tl.constexpr,
+):
+    b, h, at = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H, tl.arange(0, K)
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = ((b * T + i) * H + h) * K
+    query = tl.load(q + here[:, None] + at[None, :], mask=(i < T)[:, None], other=0.0)
+    query = (query.to(tl.float32) * scale).to(tl.float32 if WIDE else query.dtype)
+    own = i + S - T  # columns of the queries' own keys
+    most, total = tl.full([ROWS], -1e30, tl.float32), tl.zeros([ROWS], tl.float32)
+    out = tl.zeros([ROWS, K], tl.float32)
+    begin = tl.maximum(tl.program_id(0) * ROWS + S - T - window, 0) // COLUMNS * COLUMNS
+    for first in range(begin, tl.minimum(tl.program_id(0) * ROWS + S - T + ROWS, S), COLUMNS):
+        j = first + tl.arange(0, COLUMNS)
+        open_ = tl.load(gate + b * S + j, mask=j < S, other=0) != 0
+        lag = own[:, None] - j[None, :]
+        seen = (lag >= 0) & (lag <= window) & open_[None, :] | (lag == 0)
+        most, total, out = _read_tile(query, k, v, ((b * S + j) * H + h) * K, at, j < S, seen, most, total, out)
+    if ANCHORS > 0:
+        a = tl.arange(0, ANCHORS)
+        open_ = tl.load(anchor_gate + b * A + a, mask=a < A, other=0) != 0
+        seen = ((tl.load(position + b) + i)[:, None] - a[None, :] > window) & open_[None, :]
+        place = ((b * A + a) * H + h) * K
+        most, total, out = _read_tile(query, anchor_k, anchor_v, place, at, a < A, seen, most, total, out)
+    there = tl.load(gate + b * S + own, mask=i < T, other=0) != 0
+    out = tl.where(there[:, None], out / tl.maximum(total, 1e-30)[:, None], 0.0)  # rows beyond T: 0 / 0
+    tl.store(y + here[:, None] + at[None, :], out.to(y.dtype.element_ty), mask=(i < T)[:, None])
+
+
+def window_inference(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, anchor_k: Tensor, anchor_v: Tensor, anchor_gate: Tensor,
     position: Tensor, window: int,
 ) -> Tensor:
-    """`ops.window_attention` of q (B, 1, H, K)."""
-    B, _, H, K = q.shape
+    """`ops.window_attention` for head widths that are powers of 2 from 16 on."""
+    B, T, H, K = q.shape
     q, k, v, anchor_k, anchor_v = (x.contiguous() for x in (q, k, v, anchor_k, anchor_v))
     gate, anchor_gate = (x.contiguous().view(torch.uint8) for x in (gate, anchor_gate))
-    A, y = anchor_k.shape[1], torch.empty_like(q)
-    _window_token[(B, H)](q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, y, k.shape[1], A, H, window,
-                          K**-0.5, K=K, ANCHORS=triton.next_power_of_2(A) if A else 0, **LAUNCH)
+    S, A, y = k.shape[1], anchor_k.shape[1], torch.empty_like(q)
+    shared = (q, k, v, gate, anchor_k, anchor_v, anchor_gate, position, y)
+    anchors = triton.next_power_of_2(A) if A else 0
+    if T == 1:
+        _window_token[(B, H)](*shared, S, A, H, window, K**-0.5, K=K, ANCHORS=anchors, **LAUNCH_ONE)
+    else:
+        _window_rows[(triton.cdiv(T, LAUNCH["ROWS"]), B * H)](
+            *shared, T, S, A, H, window, K**-0.5, K=K, WIDE=q.dtype == torch.float32 or INTERPRETED,
+            ANCHORS=max(anchors, LEAST) if A else 0, **LAUNCH)
     return y

@@ -55,8 +55,8 @@ def window_attention(
     Returns: (B, T, H, K) in the dtype of q.
     """
     form = window_attention_torch
-    if cuda.reads_one(q):
-        form = cuda.window_token
+    if cuda.infers(q):
+        form = cuda.window_inference
     elif native.takes(q):
         form = native.window_attention
     elif cuda.flexes(q):
