@@ -24,7 +24,7 @@ import json, sys, torch
 from symboliclight.config import RunConfig, from_dict
 from symboliclight.train import train
 torch.set_num_threads(1)
-train(from_dict(RunConfig, json.loads(sys.argv[1])), sys.argv[2], device="cpu", tensorboard=False)
+train(from_dict(RunConfig, json.loads(sys.argv[1])), sys.argv[2], device=sys.argv[3], tensorboard=False)
 """
 
 
@@ -37,8 +37,8 @@ def run(small_config, small_shards):
     return RunConfig(model, DataConfig(str(small_shards.path), {"english": 1.0, "chinese": 2.0}, 32), settings)
 
 
-def start(run, directory):
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(to_dict(run)), str(directory)],
+def start(run, directory, device="cpu"):
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(to_dict(run)), str(directory), device],
                             stderr=subprocess.PIPE, text=True)
 
 
@@ -85,6 +85,23 @@ def test_kill_9_at_random_moments_changes_not_one_bit(run, tmp_path):
         assert all(torch.equal(tensors[key], expected[key]) for key in expected), moments
     left = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("killed", "whole")]
     assert left[0] == left[1], moments
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_run_killed_on_a_gpu_goes_on_to_the_same_losses(run, tmp_path):
+    """Steps there are recorded; a process that goes on records them anew."""
+    run = replace(run, model=replace(run.model, dropout=0.0),
+                  train=replace(run.train, accumulate=1, batch_size=4, precision="float32"))
+    train(run, tmp_path / "whole", device="cuda", tensorboard=False)
+    process = start(run, tmp_path / "killed", "cuda")
+    wait_for_step(process, tmp_path / "killed", 20)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process = start(run, tmp_path / "killed", "cuda")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
 
 
 def test_the_log_is_cut_back_to_the_resumed_step_but_keeps_its_rollbacks(tmp_path):
