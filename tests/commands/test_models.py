@@ -71,6 +71,8 @@ def test_generate_shows_several_samples_under_their_seeds(call):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["x", "--device", "abacus"], "--device abacus is not available here"),
+    (["x", "--device", "cuda", "--precision", "int8"], "leave out --precision or --device cuda"),
     (["x", "--temperature", "-1"], "--temperature must be 0 or more"),
     (["x", "--top-p", "0"], "--top-p must be in (0, 1]"),
     (["x", "--max-tokens", "0"], "--max-tokens must be positive"),
@@ -161,6 +163,8 @@ def test_eval_reads_a_text_file(call, tmp_path, small_tokenizer):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
+    (["--text", "x", "--device", "abacus"], "--device abacus is not available here"),
+    (["--tasks", "x", "--device", "cuda"], "tasks run on the CPU"),
     ([], "give either --data DIR or --text FILE"),
     (["--data", "a", "--text", "b"], "give either"),
     (["--tasks", "a", "--operations"], "leave it out beside --tasks"),

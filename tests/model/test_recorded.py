@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from symboliclight import cli
 from symboliclight.config import preset
 from symboliclight.model import build
 from symboliclight.model.graph import Recorded, recorded
@@ -75,3 +76,11 @@ def test_fewer_rows_other_states_and_padding():
 def test_nothing_is_recorded_on_a_cpu():
     model = model_of("v1", "cpu")
     assert recorded(model) is model
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_its_benchmark_says_that_it_needs_a_gpu(capsys, tmp_path):
+    assert cli.main(["bench", "gpu", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "needs a CUDA device" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

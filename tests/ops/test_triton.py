@@ -61,3 +61,18 @@ def test_decay_kernels_compile_for_a_gpu_and_load_ahead(name):
 
     assert "st.global" in (code := compiled(getattr(kernels, name), []))
     assert "cp.async" in code
+
+
+def test_tiles_of_queries_are_multiplied_on_tensor_cores():
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from symboliclight.ops.triton_window import LAUNCH, _window_rows
+
+    constants = {"K": 64, "WIDE": False, "ANCHORS": 16} | {k: LAUNCH[k] for k in ("ROWS", "COLUMNS")}
+    kinds = dict.fromkeys(("T", "S", "A", "H", "window"), "i32") | dict.fromkeys(("gate", "anchor_gate"), "*u8")
+    kinds |= {"scale": "fp32", "position": "*i64"} | dict.fromkeys(constants, "constexpr")
+    signature = {name: kinds.get(name, "*bf16") for name in _window_rows.arg_names}
+    source = triton.compiler.ASTSource(fn=_window_rows, signature=signature, constexprs=constants)
+    options = {"num_warps": LAUNCH["num_warps"]}
+    assert "wgmma" in triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
