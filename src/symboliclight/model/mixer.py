@@ -118,11 +118,10 @@ def written(config: ModelConfig) -> tuple[str, ...]:
 def _anchors(old: Tensor | None, x: Tensor, ahead: Tensor, here: Tensor) -> Tensor:
     """Anchor rows (B, A, ...): x (B, T, ...) at `ahead` (B, A) where they lie `here` in it, else the old."""
     assert old is not None
-    wide = (*here.shape, *[1] * (x.dim() - 2))
+    wide = (..., *[None] * (x.dim() - 2))
     if x.shape[1] > 1:
-        columns = ahead.clamp(0, x.shape[1] - 1).view(wide)
-        x = x.gather(1, columns.expand(-1, -1, *x.shape[2:]))
-    return torch.where(here.view(wide), x, old.to(x.dtype))
+        x = x.gather(1, ahead.clamp(0, x.shape[1] - 1)[wide].expand(-1, -1, *x.shape[2:]))
+    return torch.where(here[wide], x, old.to(x.dtype))
 
 
 def _last(x: Tensor, window: int) -> Tensor:
