@@ -42,7 +42,8 @@ struct Step {
         for (int turn = 0; turn < pool.size(); ++turn) {
             const int owner = (thread + turn) % pool.size();
             const int64_t begin = items * owner / pool.size(), end = items * (owner + 1) / pool.size();
-            const int64_t piece = (end - begin) / 16 < 4 ? 4 : (end - begin) / 16 > 64 ? 64 : (end - begin) / 16;
+            const int64_t fair = (end - begin) / 64 * 4;  // in fours, which tiles take together
+            const int64_t piece = fair < 4 ? 4 : fair > 64 ? 64 : fair;
             std::atomic<int64_t>& taken = pool.taken(owner, phase % 2, slot);
             for (int64_t at; (at = begin + taken.fetch_add(piece, std::memory_order_relaxed)) < end;)
                 f(at, at + piece < end ? at + piece : end);
