@@ -20,7 +20,7 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
 #if defined(__AVX512F__)
         for (; i + W <= m.ins; i += W) {
             const __mmask16 fired = _mm512_cmp_ps_mask((__m512)load(in + i, Full{}), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-            // Not compressed into memory: some processors take 140 cycles for that. What is stored too much is overwritten.
+            // Not compressed into memory: some processors are slow at that. What is stored too much is overwritten.
             __m512i list = _mm512_maskz_compress_epi32(fired, (__m512i)(lane_numbers() + splat_int(int32_t(i))));
             _mm512_storeu_si512(index + count, list);
             count += __builtin_popcount(fired);

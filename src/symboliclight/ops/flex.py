@@ -31,7 +31,7 @@ def block_mask(queries: int, gate: Tensor, anchor_gate: Tensor, position: Tensor
     """What each query sees of the columns (anchors, then keys); linear in T, unlike `create_block_mask`."""
     A = anchor_gate.shape[1]
     own = A + gate.shape[1] - queries  # column of the first query's own key
-    open_, position = torch.cat([anchor_gate, gate], 1).int(), position.int()  # words: bytes took a third longer
+    open_, position = torch.cat([anchor_gate, gate], 1).int(), position.int()  # words: bytes are slower to fetch
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         lag = i + own - j
