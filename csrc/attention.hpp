@@ -9,6 +9,9 @@ namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 namespace {
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 struct Attention : Step {
     // Rotates the pair (x[i], x[i + K/2]) of one head (ops/rope.py).
     void rotate(float* x, const float* turn) const {
@@ -48,10 +51,14 @@ struct Attention : Step {
         int32_t *from, *to;
         float* score;  // (Q, room)
         int64_t room, count;
+        int64_t next;  // bytes from a key to that of the head, or sequence, that most likely comes next
     };
 
-    static void fetch(const void* const* rows, int64_t j, int64_t count, size_t size) {
-        for (size_t at = 0; j < count && at < size; at += 64) __builtin_prefetch((const char*)rows[j] + at);
+    // Fetches a key or a value, but for an end that lies with the beginning of the next one.
+    template <class Key>
+    void fetch(const void* row, int64_t after = 0) const {
+        const int64_t size = length<Key>() * int64_t(sizeof(Key));
+        for (int64_t at = 0; at < size - size % 64; at += 64) __builtin_prefetch((const char*)row + after + at);
     }
 
     // score = q . key, keys by fours; every sum has one order, whatever its neighbours.
@@ -77,10 +84,7 @@ struct Attention : Step {
         };
         int64_t j = 0;
         for (; j + 4 <= s.count; j += 4) {
-            for (int64_t next = j; Q == 1 && next < j + 4; ++next) {  // one query: they come from memory
-                fetch(s.keys, next + 16, s.count, length<Key>() * sizeof(Key));
-                fetch(s.values, next, s.count, length<Key>() * sizeof(Key));
-            }
+            for (int64_t next = j; Q == 1 && next < j + 4; ++next) fetch<Key>(s.values[next]);  // one query: they come from memory
             some(j, Count<4>{});
         }
         for (; j < s.count; ++j) some(j, Count<1>{});
@@ -112,6 +116,7 @@ struct Attention : Step {
         for (; at + G * W <= m.K; at += G * W) {
             vfloat sum[Q][G] = {};
             for (int64_t j = 0; j < s.count; ++j) {
+                if (Q == 1 && at == 0) fetch<Key>(s.keys[j], s.next);
                 vfloat value[G];
                 for (int g = 0; g < G; ++g) value[g] = load((const Key*)s.values[j] + at + g * W, Full{});
                 const float by = unit((const Key*)s.values[j]);
@@ -135,26 +140,38 @@ struct Attention : Step {
         const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
         const int64_t room = sight(m);
         Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
-                w.score + thread * QUERIES * room, room, 0};
-        auto see = [&](bool open, const Key* key, const Key* value, int64_t from, int64_t to) {
-            s.keys[s.count] = key, s.values[s.count] = value;
-            s.from[s.count] = int32_t(from - i), s.to[s.count] = int32_t(to - i);
-            s.count += open;
+                w.score + thread * QUERIES * room, room, 0, 0};
+        const int64_t item = b * m.H + h + 1;  // the next, at the same layer
+        if (item < B * m.H) s.next = (((item / m.H) * m.L + layer) * m.H + item % m.H - at) * m.W * size * int64_t(sizeof(Key));
+        // Keys and values of positions begin .. end - 1, `step` apart, to be seen by the queries from position `from` on to
+        // position `to`, each key one later than the key before it.
+        auto see = [&](int64_t begin, int64_t end, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t from,
+                       int64_t to) {
+            if (begin >= end) return;
+            auto put = [&](int64_t place, int64_t j) {
+                s.keys[place] = key + j * step, s.values[place] = value + j * step;
+                s.from[place] = int32_t(from - i + j), s.to[place] = int32_t(to - i + j);
+            };
+            if (!std::memchr(open, 0, end - begin)) {  // as nearly always: without a branch, many at a time
+                for (int64_t j = 0; j < end - begin; ++j) put(s.count + j, j);
+                s.count += end - begin;
+            } else for (int64_t j = 0; j < end - begin; ++j) put(s.count, j), s.count += open[j] != 0;
         };
-        auto see_here = [&](int64_t j, int64_t from, int64_t to) {  // position j of this call
-            int64_t row = b * T + j - start, place = (row * m.H + h) * size;
-            see(w.gate[row], (Key*)w.key + place, (Key*)w.value + place, from, to);
+        auto see_here = [&](int64_t begin, int64_t end, int64_t from, int64_t to) {  // of this call
+            const int64_t row = b * T + begin - start, place = (row * m.H + h) * size;
+            see(begin, end, w.gate + row, (Key*)w.key + place, (Key*)w.value + place, m.H * size, from, to);
         };
-        for (int64_t a = 0; a < m.A && last - a > m.W; ++a) {
-            if (a >= start) see_here(a, a + m.W + 1, last);
-            else see(anchor_gate[a], anchors + a * size, anchor_value + a * size, a + m.W + 1, last);
+        const int64_t far = least(m.A, last - m.W), old = most(least(far, start), 0);  // anchors behind the window
+        see(0, old, anchor_gate, anchors, anchor_value, size, m.W + 1, last);
+        see_here(most(start, 0), far, old + m.W + 1, last);
+        const int64_t first = most(i - m.W, 0);
+        for (int64_t j = first; j < start;) {
+            const int64_t slot = j % m.W, end = least(start, j + m.W - slot);  // to where the ring begins again
+            see(j, end, ring_gate + slot, ring + slot * size, ring_value + slot * size, size, j, j + m.W);
+            j = end;
         }
-        const int64_t first = i - m.W > 0 ? i - m.W : 0;
-        for (int64_t j = first, slot = first % (m.W + !m.W); j < start; ++j) {
-            see(ring_gate[slot], ring + slot * size, ring_value + slot * size, j, j + m.W);
-            if (++slot == m.W) slot = 0;
-        }
-        for (int64_t j = first > start ? first : start; j <= last; ++j) see_here(j, j, j + m.W);
+        const int64_t here = most(first, start);
+        see_here(here, last + 1, here, here + m.W);
         dots<Key, Q>(w.q + n * m.D + h * m.K, s);
         float whole[Q];
         for (int r = 0; r < Q; ++r) whole[r] = softmax(s, r);

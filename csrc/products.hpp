@@ -122,15 +122,30 @@ inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, in
     return __builtin_convertvector(dots - splat_int(128 * x.total[n]), vfloat) * scale;
 }
 
+// Fetches packed weights that come soon, a line a step of `C` rows from row n on: a little ahead where that is all rows, else
+// what follows the block, which every step of all N rows fetches its part of.
+struct Fetch {
+    const uint8_t* at;
+    const int64_t stride;
+
+    Fetch(const uint8_t* w, int64_t block, int64_t n, int64_t C, int64_t N)
+        : at(C < N ? w + block + block * n / N : w + (N == 1 ? FETCH_ONE : FETCH)), stride(64 * C / N) {}
+
+    void step() {
+        __builtin_prefetch(at);
+        at += stride;
+    }
+};
+
 // Sums of one block of 16 outputs for C rows, in floats.
 template <Format format, int C>
 struct Block {
     vfloat sum[C][PIECES] = {};
 
-    void run(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+    void run(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         if constexpr (format == Format::bfloat16) floats(m, block, x, n);
-        if constexpr (format == Format::int8) bytes(m, block, x, n);
-        if constexpr (format == Format::int4) halves(m, block, x, n);
+        if constexpr (format == Format::int8) bytes(m, block, x, n, N);
+        if constexpr (format == Format::int4) halves(m, block, x, n, N);
     }
 
     void floats(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
@@ -154,13 +169,13 @@ struct Block {
             }
     }
 
-    void bytes(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+    void bytes(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES;
         const int8_t* q = x.q + n * x.width;
-        const int64_t ahead = C == 1 ? FETCH_ONE : FETCH;
+        Fetch ahead(w, padded(m.ins) * LANES, n, C, N);
         vint dots[C][PIECES] = {};
         for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
-            __builtin_prefetch(w + ahead);
+            ahead.step();
             for (int p = 0; p < PIECES; ++p) {
                 vint weights = load_words(w + p * 4 * W);
                 for (int c = 0; c < C; ++c) dots[c][p] = dot4(dots[c][p], weights, four_of(q + c * x.width + i));
@@ -170,18 +185,18 @@ struct Block {
             for (int p = 0; p < PIECES; ++p) sum[c][p] = scaled(m, block, p, x, n + c, dots[c][p]);
     }
 
-    void halves(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+    void halves(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         int64_t groups = padded(m.ins) / GROUP;
         const uint8_t* w = (const uint8_t*)m.data + block * groups * GROUP * LANES / 2;
         const bf16* scale = (const bf16*)m.scale + block * groups * LANES;
         const vint low_half = splat_int(0x0f0f0f0f);
-        const int64_t ahead = C == 1 ? FETCH_ONE : FETCH;
+        Fetch ahead(w, groups * GROUP * LANES / 2, n, C, N);
         for (int64_t g = 0; g < groups; ++g, scale += LANES) {
             vint dots[C][PIECES];
             for (int c = 0; c < C; ++c)
                 for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-8 * x.sums[(n + c) * (x.width / GROUP) + g]);
             for (int step = 0; step < 4; ++step, w += 64) {
-                __builtin_prefetch(w + ahead);
+                ahead.step();
                 for (int p = 0; p < PIECES; ++p) {
                     vint two = load_words(w + p * 4 * W), low = two & low_half, high = (two >> 4) & low_half;
                     for (int c = 0; c < C; ++c) {
@@ -213,7 +228,7 @@ void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int
         by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
             constexpr int C = decltype(rows)::value;
             Block<format, C> found;
-            found.run(m, block, x, n);
+            found.run(m, block, x, n, N);
             for (int c = 0; c < C; ++c)
                 for (int p = 0; p < PIECES; ++p) put(m, block, p, found.sum[c][p], y + (n + c) * m.outs, add);
         });

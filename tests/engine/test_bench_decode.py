@@ -8,6 +8,7 @@ from test_exact import tokens_of
 
 from symboliclight import build, preset
 from symboliclight.benchmarks import curves, decode
+from symboliclight.benchmarks.harness import Rounds, turns
 from symboliclight.cli import main
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
@@ -20,6 +21,14 @@ CHANGES = {"spike_fed": True, "stream_threshold": 1.5, "learn_neuron": "all", "c
 def model():
     torch.manual_seed(0)
     return build(replace(decode.changed("tiny", CHANGES), init_std=0.03)).eval()
+
+
+def test_contenders_take_turns_and_are_compared_round_by_round():
+    calls = []
+    found = turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4)
+    assert calls == ["a", "b"] * 5 and [len(x) for x in found.seconds.values()] == [4, 4]
+    slowing = Rounds({"a": [1.0, 1.0, 9.0, 9.0, 9.0], "b": [2.0, 2.0, 18.0, 18.0, 1.0]})  # the machine gets slower
+    assert slowing.faster("a", "b") == 2 and slowing.median("a") == 9 and slowing.median("b") == 2
 
 
 def test_fields_are_changed_and_others_kept():

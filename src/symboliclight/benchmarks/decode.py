@@ -22,7 +22,7 @@ import torch
 from symboliclight import plots
 from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import curves
-from symboliclight.benchmarks.harness import medians, row, write
+from symboliclight.benchmarks.harness import medians, row, turns, write
 from symboliclight.config import ModelConfig, from_dict, preset, save_json, to_dict
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import PRECISIONS, Precision
@@ -33,6 +33,7 @@ from symboliclight.model import build
 
 TOKENS = 16  # decoded in one measurement
 CONTEXT = 128  # tokens read before
+REPEATS = 8  # of a sum over memory in one measurement, which then takes as long as one of tokens
 TOP = 50  # likeliest tokens that decide the next, as in `generate`: only "certified" makes use of it
 TIMES_GPT2 = {"float32": 2.0, "bfloat16": 3.8, "int8": 7.0, "int4": 11.0}  # asked for
 DRIFT = {"float32": 1e-5, "certified": 1e-5, "bfloat16": 0.02, "int8": 0.05, "int4": 0.3}  # root mean square, relative
@@ -103,7 +104,7 @@ def changed(name: str, changes: Mapping[str, Any]) -> ModelConfig:
 def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = MappingProxyType({})) -> Path:
     """Measure and write results/bench-decode.json and its chart; `quick` shrinks the models to test the benchmark."""
     original, rivals = ("mini", ["gpt2-mini"]) if quick else ("v1-194m", ["gpt2-201m", "gpt2-124m"])
-    config = changed(original, changes)
+    config, rounds = changed(original, changes), 5 if quick else 61
     name = f"changed {original}" if changes else original
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -116,7 +117,7 @@ def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = Mappi
         small = build(few).eval()
         check(small, {p: engine_of(small, p) for p in PRECISIONS}, few.vocab_size)
         check(model, {n: e for n, e in (engines | dense).items() if n.startswith("float32")}, config.vocab_size)
-        rows = _decode_rows(model, others, engines, dense, tokens, name)
+        rows = _decode_rows(model, others, engines, dense, tokens, name, rounds)
         rows += _prefill_rows(others[rivals[0]], engines, tokens, name, rivals[0], 256 if quick else 512)
         rows += _shape_rows(engines["int8"], tokens, name)
         rows += _start_rows(model, name)
@@ -129,7 +130,7 @@ def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = Mappi
         del others, engines, dense
         rows += _beside_rows(model, name, original, tokens) if changes else []
         del model
-        rows += [] if changes else _large_rows("mini" if quick else "v1-0.8b", tokens)
+        rows += [] if changes else _large_rows("mini" if quick else "v1-0.8b", tokens, rounds)
     path = write("decode", rows, directory, threads=torch.get_num_threads(), quick=quick, isa=isa, context=CONTEXT,
                  sites=sites, active_fraction={site: float(np.mean(x)) for site, x in active.items()}, curves=lines,
                  break_even_active=curves.break_even(lines["sparsity"]), changes=dict(changes))
@@ -139,41 +140,52 @@ def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = Mappi
 
 
 def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engine], dense: dict[str, Engine],
-                 tokens: np.ndarray, name: str) -> list[dict[str, Any]]:
-    stream = torch.ones(100_000_000)
-    pairs = sorted((engines | dense).items(), key=lambda item: list(engines).index(item[0].split(",")[0]))
-    contenders: dict[str, Decode] = {n: decoder(e, tokens) for n, e in pairs}  # the two paths one after the other
-    contenders |= {n: torch_decoder(m, tokens) for n, m in {"torch": model, **others}.items()}
-    times = medians(contenders | {"stream": stream.sum}, rounds=9, seconds=120)
-    rate = {n: TOKENS / t for n, t in times.items()}
-    bandwidth, rival = stream.nbytes / times["stream"], next(iter(others))
-    rows = [row("memory read by torch.sum", "GB/s", bandwidth / 1e9, bandwidth / 1e9, 1.0), _cached_row(bandwidth)]
+                 tokens: np.ndarray, name: str, rounds: int) -> list[dict[str, Any]]:
+    """All precisions beside the models of others, then each beside its dense path and the bandwidth of the memory."""
+    reads = {n: decoder(e, tokens) for n, e in (engines | dense).items()}
+    rivals = {n: torch_decoder(m, tokens) for n, m in {"torch": model, **others}.items()}
+    beside, rows = turns({p: reads[p] for p in engines} | rivals, rounds=15, seconds=120), []
+
+    def ratio(what: str, p: str, other: str, target: float | None = None) -> dict[str, Any]:
+        return row(f"decode {name}{what}", "tokens/s", TOKENS / beside.median(p), TOKENS / beside.median(other),
+                   beside.faster(p, other), target)
+
+    targets: dict[str, Mapping[str, float]] = {n: {} if i else TIMES_GPT2 for i, n in enumerate(others)}
+    memory, large = _memory()
     for p, engine in engines.items():
-        size = sum(bytes_per_token(engine, tokens).values())
-        rows += [row(f"decode {name} {p} against {n} float32 in transformers", "tokens/s", rate[p], rate[n],
-                     rate[p] / rate[n], TIMES_GPT2.get(p) if n == rival else None) for n in others]
-        rows.append(row(f"decode {name} {p}: bytes read a token, against the bandwidth", "GB/s", size * rate[p] / 1e9,
-                        bandwidth / 1e9, size * rate[p] / bandwidth, ROOFLINE.get(p)))
-        if f"{p}, dense path" in rate:
-            slow = rate[f"{p}, dense path"]
-            rows.append(row(f"decode {name} {p}: sparse path against dense path, same weights", "tokens/s", rate[p],
-                            slow, rate[p] / slow, 1.25))
-            whole = sum(bytes_per_token(dense[f"{p}, dense path"], tokens).values())
+        rows += [ratio(f" {p} against {n} float32 in transformers", p, n, asked.get(p)) for n, asked in targets.items()]
+        slow, size = f"{p}, dense path", sum(bytes_per_token(engine, tokens).values())
+        near = turns({n: reads[n] for n in (p, slow) if n in reads} | {"memory": memory}, rounds, seconds=20)
+        rate = TOKENS / near.median(p)
+        rows.append(row(f"decode {name} {p}: bytes read a token, against the bandwidth", "GB/s", size * rate / 1e9,
+                        large / near.median("memory") / 1e9, size * TOKENS / large * near.faster(p, "memory"),
+                        ROOFLINE.get(p)))
+        if slow in reads:
+            rows.append(row(f"decode {name} {p}: sparse path against dense path, same weights", "tokens/s", rate,
+                            TOKENS / near.median(slow), near.faster(p, slow), 1.25))
+            whole = sum(bytes_per_token(dense[slow], tokens).values())
             rows.append(row(f"decode {name} {p}: bytes read a token, sparse path against dense path", "MB", size / 1e6,
                             whole / 1e6, whole / size))
-    what = f"decode {name}: certified against float32, same spikes and same {TOP} largest logits"
-    rows.append(row(what, "tokens/s", rate["certified"], rate["float32"], rate["certified"] / rate["float32"]))
-    rows.append(row(f"decode {name} float32 against its torch model", "tokens/s", rate["float32"], rate["torch"],
-                    rate["float32"] / rate["torch"]))
-    return rows
+    same = f"same spikes and same {TOP} largest logits"
+    rows.append(ratio(f": certified against float32, {same}", "certified", "float32"))
+    rows.append(ratio(" float32 against its torch model", "float32", "torch"))
+    return _memory_rows() + rows
 
 
-def _cached_row(bandwidth: float) -> dict[str, Any]:
-    """The same where 100 MB are read again and again: what the last cache keeps of 8- and 4-bit weights."""
-    small = torch.ones(25_000_000)
-    rate = small.nbytes / medians({"small": small.sum}, rounds=9)["small"]
-    return row("the same 100 MB read again and again by torch.sum, against 400 MB", "GB/s", rate / 1e9, bandwidth / 1e9,
-               rate / bandwidth)
+def _memory(floats: int = 100_000_000) -> tuple[Decode, float]:
+    """A call that reads memory for as long as a measurement of tokens takes, and how many bytes it reads."""
+    x = torch.ones(floats)
+    return lambda: [x.sum() for _ in range(REPEATS)], float(REPEATS * x.nbytes)
+
+
+def _memory_rows() -> list[dict[str, Any]]:
+    """What memory delivers, and the same 100 MB again and again: what the last cache keeps of 8- and 4-bit weights."""
+    (large, size), (small, part) = _memory(), _memory(25_000_000)
+    found = turns({"large": large, "small": small}, rounds=15)
+    rates = {"large": size / found.median("large") / 1e9, "small": part / found.median("small") / 1e9}
+    return [row("memory read by torch.sum", "GB/s", rates["large"], rates["large"], 1.0),
+            row("the same 100 MB read again and again by torch.sum, against 400 MB", "GB/s", rates["small"],
+                rates["large"], found.faster("small", "large") * part / size)]
 
 
 def _prefill_rows(rival: Any, engines: Mapping[str, Engine], tokens: np.ndarray, name: str, rival_name: str,
@@ -181,12 +193,13 @@ def _prefill_rows(rival: Any, engines: Mapping[str, Engine], tokens: np.ndarray,
     ids = torch.from_numpy(tokens[:, :short])
     asked: Mapping[str, float] = {"int8": 2.5}
     contenders: dict[str, Decode] = {p: _prefill(e, tokens[:, :short]) for p, e in engines.items() if p != "certified"}
-    times = medians(contenders | {"rival": lambda: rival.head(rival.features(ids)[0][:, -1])}, rounds=7)
+    found = turns(contenders | {"rival": lambda: rival.head(rival.features(ids)[0][:, -1])}, rounds=9)
     rows = [row(f"prefill of {short} tokens, {name} {p} against {rival_name} float32 in transformers", "tokens/s",
-                short / times[p], short / times["rival"], times["rival"] / times[p], asked.get(p)) for p in contenders]
+                short / found.median(p), short / found.median("rival"), found.faster(p, "rival"), asked.get(p))
+            for p in contenders]
     for p in ("float32", "int8"):
-        times = medians({"2048": _prefill(engines[p], tokens[:, :2048]), "8192": _prefill(engines[p], tokens)}, 3, 1)
-        growth = times["8192"] / times["2048"]
+        found = turns({"2048": _prefill(engines[p], tokens[:, :2048]), "8192": _prefill(engines[p], tokens)}, 3, 1)
+        growth = found.faster("2048", "8192")
         rows.append(row(f"prefill of 8192 tokens against 2048, {name} {p}: growth allowed 4.4", "x", growth, 4.4,
                         4.4 / growth, 1.0))
     return rows
@@ -200,13 +213,13 @@ def _shape_rows(engine: Engine, tokens: np.ndarray, name: str) -> list[dict[str,
     """Batches, long contexts and the size of the state."""
     contenders = {"1": decoder(engine, tokens), "16": decoder(engine, curves.many(tokens, 16)),
                   "near": decoder(engine, tokens, 512), "far": decoder(engine, tokens, 16384)}
-    times = medians(contenders, rounds=9, seconds=60)
-    size = engine.initial_state(1).nbytes / 1e6
+    found = turns(contenders, rounds=31, seconds=60)
+    rate, size = {n: TOKENS / found.median(n) for n in contenders}, engine.initial_state(1).nbytes / 1e6
     return [
-        row(f"decode {name} int8, batch 16 against batch 1", "tokens/s", 16 * TOKENS / times["16"], TOKENS / times["1"],
-            16 * times["1"] / times["16"], 5.0),
-        row(f"decode {name} int8 at context 16384 against 512", "tokens/s", TOKENS / times["far"],
-            TOKENS / times["near"], times["near"] / times["far"], 0.95),
+        row(f"decode {name} int8, batch 16 against batch 1", "tokens/s", 16 * rate["16"], rate["1"],
+            16 * found.faster("16", "1"), 5.0),
+        row(f"decode {name} int8 at context 16384 against 512", "tokens/s", rate["far"], rate["near"],
+            found.faster("far", "near"), 0.95),
         row(f"state of one sequence, {name} int8", "MB", size, 20.0, 20.0 / size, 1.0),
     ]
 
@@ -247,25 +260,26 @@ def _beside_rows(model: Any, name: str, original: str, tokens: np.ndarray) -> li
     tokens = tokens % min(m.config.vocab_size for m in models.values())
     for p in PRECISIONS:
         engines = {n: engine_of(m, p) for n, m in models.items()}
-        times = medians({n: decoder(e, tokens) for n, e in engines.items()}, rounds=9)
+        found = turns({n: decoder(e, tokens) for n, e in engines.items()}, rounds=31, seconds=20)
         read = {n: sum(bytes_per_token(e, tokens).values()) / 1e6 for n, e in engines.items()}
-        rows += [row(f"decode {name} {p} against {original} {p}", "tokens/s", TOKENS / times[name],
-                     TOKENS / times[original], times[original] / times[name]),
+        rows += [row(f"decode {name} {p} against {original} {p}", "tokens/s", TOKENS / found.median(name),
+                     TOKENS / found.median(original), found.faster(name, original)),
                  row(f"bytes read a token, {name} {p} against {original} {p}", "MB", read[name], read[original],
                      read[original] / read[name])]
     return rows
 
 
-def _large_rows(name: str, tokens: np.ndarray) -> list[dict[str, Any]]:
+def _large_rows(name: str, tokens: np.ndarray, rounds: int) -> list[dict[str, Any]]:
     """A larger model at int8 against the speed at which memory could deliver its dense int8 weights."""
     torch.manual_seed(0)
     model = build(preset(name)).eval()
     engine = engine_of(model, "int8")
     del model
     tokens = tokens % engine.config.vocab_size
-    stream = torch.ones(100_000_000)
-    times = medians({"engine": decoder(engine, tokens), "stream": stream.sum}, rounds=9)
-    rate, whole = TOKENS / times["engine"], engine.stats()["whole"]
-    limit = stream.nbytes / times["stream"] / (sum(whole.values()) - whole["attention"])
-    return [row(f"decode {name} int8 against the memory limit of its dense int8 weights", "tokens/s", rate, limit,
-                rate / limit, 1.3)]
+    memory, read = _memory()
+    found = turns({"engine": decoder(engine, tokens), "memory": memory}, rounds, seconds=30)
+    sizes = engine.stats()["whole"]
+    whole = sum(sizes.values()) - sizes["attention"]
+    return [row(f"decode {name} int8 against the memory limit of its dense int8 weights", "tokens/s",
+                TOKENS / found.median("engine"), read / found.median("memory") / whole,
+                whole * TOKENS / read * found.faster("engine", "memory"), 1.3)]

@@ -5,14 +5,33 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from symboliclight.provenance import write_result
 
 
-def medians(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0) -> dict[str, float]:
-    """Median seconds of each contender. They take turns, so that a busy machine slows all of them alike.
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds of contenders that took turns: name -> one figure a round."""
+
+    seconds: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Median seconds of one contender."""
+        return statistics.median(self.seconds[name])
+
+    def faster(self, name: str, other: str) -> float:
+        """How many times as fast as `other` it is: the median of the ratios of single rounds.
+
+        Steadier than a ratio of medians where a machine slows down for some of the rounds.
+        """
+        return statistics.median(b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
+
+
+def turns(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0) -> Rounds:
+    """Let contenders take turns, so that a busy machine slows all of them alike.
 
     Each runs once unmeasured, then `rounds` times, fewer (but at least 3) once `seconds` are spent.
     """
@@ -27,7 +46,13 @@ def medians(contenders: dict[str, Callable[[], object]], rounds: int = 5, second
             taken[name].append(time.perf_counter() - start)
         if done >= 2 and time.perf_counter() - begin > seconds:
             break
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return Rounds(taken)
+
+
+def medians(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0) -> dict[str, float]:
+    """Median seconds of each contender; arguments as in `turns`."""
+    found = turns(contenders, rounds, seconds)
+    return {name: found.median(name) for name in contenders}
 
 
 def row(
