@@ -27,6 +27,9 @@ def test_contenders_take_turns_and_are_compared_round_by_round():
     calls = []
     found = turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4)
     assert calls == ["a", "b"] * 5 and [len(x) for x in found.seconds.values()] == [4, 4]
+    calls.clear()
+    turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, twice=True)
+    assert calls == [*"ab", *"aabb" * 3]
     slowing = Rounds({"a": [1.0, 1.0, 9.0, 9.0, 9.0], "b": [2.0, 2.0, 18.0, 18.0, 1.0]})  # the machine gets slower
     assert slowing.faster("a", "b") == 2 and slowing.median("a") == 9 and slowing.median("b") == 2
 

@@ -10,6 +10,7 @@ import symboliclight
 from symboliclight import _engine
 from symboliclight.config import ModelConfig
 from symboliclight.engine.model import Engine
+from symboliclight.engine.pack import PRECISIONS
 from symboliclight.engine.weights import from_tensors
 from symboliclight.model.sites import spike_sites
 from test_golden import CASES, golden_model
@@ -83,6 +84,14 @@ def check_logits(model, isa):
     close(logits, expected)
     close(engine(tokens[:, :5], state)[0], more)
     close(engine_of(model, isa=isa, sparse=False)(tokens)[0], expected)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_dense_path_has_the_weights_of_the_sparse_one(precision):
+    model, tokens = random_model(), tokens_of((2, 30))
+    sparse, dense = (engine_of(model, precision, sparse=x) for x in (True, False))
+    close(sparse(tokens)[0], dense(tokens)[0])
+    assert sum(dense.stats()["bytes"].values()) > sum(sparse.stats()["bytes"].values())
 
 
 def test_spikes_are_those_of_the_torch_model():

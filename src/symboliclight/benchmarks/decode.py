@@ -21,11 +21,12 @@ import torch
 
 from symboliclight import plots
 from symboliclight.atomic import write_atomic
-from symboliclight.benchmarks import curves
+from symboliclight.benchmarks import curves, memory
 from symboliclight.benchmarks.harness import medians, row, turns, write
 from symboliclight.config import ModelConfig, from_dict, preset, save_json, to_dict
 from symboliclight.engine.model import Engine
-from symboliclight.engine.pack import PRECISIONS, Precision
+from symboliclight.engine.pack import FORMAT, PRECISIONS, Precision, pack
+from symboliclight.engine.places import places
 from symboliclight.engine.state import key_bytes
 from symboliclight.engine.weights import exported_tensors, from_tensors
 from symboliclight.errors import InputError
@@ -33,11 +34,12 @@ from symboliclight.model import build
 
 TOKENS = 16  # decoded in one measurement
 CONTEXT = 128  # tokens read before
-REPEATS = 8  # of a sum over memory in one measurement, which then takes as long as one of tokens
 TOP = 50  # likeliest tokens that decide the next, as in `generate`: only "certified" makes use of it
 TIMES_GPT2 = {"float32": 2.0, "bfloat16": 3.8, "int8": 7.0, "int4": 11.0}  # asked for
 DRIFT = {"float32": 1e-5, "certified": 1e-5, "bfloat16": 0.02, "int8": 0.05, "int4": 0.3}  # root mean square, relative
 ROOFLINE = {"float32": 0.85, "bfloat16": 0.85, "int8": 0.8, "int4": 0.7}
+
+FOUR = "int4, dense path of 4 bits throughout"
 
 Decode = Callable[[], object]
 
@@ -46,6 +48,17 @@ def engine_of(model: Any, precision: Precision, sparse: bool = True) -> Engine:
     """The runtime with the weights of a torch model."""
     tensors = {name: x.detach().numpy() for name, x in model.state_dict().items()}
     return Engine(model.config, from_tensors(model.config, tensors, precision, sparse), torch.get_num_threads())
+
+
+def all_in_4_bits(model: Any) -> Engine:
+    """The dense path of "int4" with 4 bits where that format has 8, in the matrices that spikes feed: other weights."""
+    tensors = {name: x.detach().numpy() for name, x in model.state_dict().items()}
+    weights = from_tensors(model.config, tensors, "int4", sparse=False)
+    for i, place in enumerate(places(model.config), start=1):
+        if place.spikes:
+            data, scale = pack(tensors[place.source], "int4")
+            weights.matrices[i] = replace(weights.matrices[i], format=FORMAT["int4"], data=data, scale=scale)
+    return Engine(model.config, weights, torch.get_num_threads())
 
 
 def check(model: Any, engines: dict[str, Engine], vocab_size: int) -> None:
@@ -113,6 +126,7 @@ def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = Mappi
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 8192))
         engines: dict[str, Engine] = {p: engine_of(model, p) for p in PRECISIONS}
         dense = {f"{p}, dense path": engine_of(model, p, sparse=False) for p in PRECISIONS[:4]}
+        dense[FOUR] = all_in_4_bits(model)
         few = replace(changed("mini", changes), init_std=0.02)  # few of its spikes hang on how weights round
         small = build(few).eval()
         check(small, {p: engine_of(small, p) for p in PRECISIONS}, few.vocab_size)
@@ -144,18 +158,19 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
     """All precisions beside the models of others, then each beside its dense path and the bandwidth of the memory."""
     reads = {n: decoder(e, tokens) for n, e in (engines | dense).items()}
     rivals = {n: torch_decoder(m, tokens) for n, m in {"torch": model, **others}.items()}
-    beside, rows = turns({p: reads[p] for p in engines} | rivals, rounds=15, seconds=120), []
+    beside, rows = turns({p: reads[p] for p in engines} | rivals, rounds=15, seconds=120, twice=True), []
 
     def ratio(what: str, p: str, other: str, target: float | None = None) -> dict[str, Any]:
         return row(f"decode {name}{what}", "tokens/s", TOKENS / beside.median(p), TOKENS / beside.median(other),
                    beside.faster(p, other), target)
 
     targets: dict[str, Mapping[str, float]] = {n: {} if i else TIMES_GPT2 for i, n in enumerate(others)}
-    memory, large = _memory()
+    stream, large = memory.reading()
     for p, engine in engines.items():
         rows += [ratio(f" {p} against {n} float32 in transformers", p, n, asked.get(p)) for n, asked in targets.items()]
         slow, size = f"{p}, dense path", sum(bytes_per_token(engine, tokens).values())
-        near = turns({n: reads[n] for n in (p, slow) if n in reads} | {"memory": memory}, rounds, seconds=20)
+        names = [n for n in reads if n.split(",")[0] == p]
+        near = turns({n: reads[n] for n in names} | {"memory": stream}, rounds, seconds=20, twice=True)
         rate = TOKENS / near.median(p)
         rows.append(row(f"decode {name} {p}: bytes read a token, against the bandwidth", "GB/s", size * rate / 1e9,
                         large / near.median("memory") / 1e9, size * TOKENS / large * near.faster(p, "memory"),
@@ -166,26 +181,13 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
             whole = sum(bytes_per_token(dense[slow], tokens).values())
             rows.append(row(f"decode {name} {p}: bytes read a token, sparse path against dense path", "MB", size / 1e6,
                             whole / 1e6, whole / size))
+        if FOUR in names:
+            rows.append(row(f"decode {name} {p}: sparse path against a {FOUR[6:]}, other weights", "tokens/s", rate,
+                            TOKENS / near.median(FOUR), near.faster(p, FOUR)))
     same = f"same spikes and same {TOP} largest logits"
     rows.append(ratio(f": certified against float32, {same}", "certified", "float32"))
     rows.append(ratio(" float32 against its torch model", "float32", "torch"))
-    return _memory_rows() + rows
-
-
-def _memory(floats: int = 100_000_000) -> tuple[Decode, float]:
-    """A call that reads memory for as long as a measurement of tokens takes, and how many bytes it reads."""
-    x = torch.ones(floats)
-    return lambda: [x.sum() for _ in range(REPEATS)], float(REPEATS * x.nbytes)
-
-
-def _memory_rows() -> list[dict[str, Any]]:
-    """What memory delivers, and the same 100 MB again and again: what the last cache keeps of 8- and 4-bit weights."""
-    (large, size), (small, part) = _memory(), _memory(25_000_000)
-    found = turns({"large": large, "small": small}, rounds=15)
-    rates = {"large": size / found.median("large") / 1e9, "small": part / found.median("small") / 1e9}
-    return [row("memory read by torch.sum", "GB/s", rates["large"], rates["large"], 1.0),
-            row("the same 100 MB read again and again by torch.sum, against 400 MB", "GB/s", rates["small"],
-                rates["large"], found.faster("small", "large") * part / size)]
+    return memory.rows() + rows
 
 
 def _prefill_rows(rival: Any, engines: Mapping[str, Engine], tokens: np.ndarray, name: str, rival_name: str,
@@ -193,7 +195,7 @@ def _prefill_rows(rival: Any, engines: Mapping[str, Engine], tokens: np.ndarray,
     ids = torch.from_numpy(tokens[:, :short])
     asked: Mapping[str, float] = {"int8": 2.5}
     contenders: dict[str, Decode] = {p: _prefill(e, tokens[:, :short]) for p, e in engines.items() if p != "certified"}
-    found = turns(contenders | {"rival": lambda: rival.head(rival.features(ids)[0][:, -1])}, rounds=9)
+    found = turns(contenders | {"rival": lambda: rival.head(rival.features(ids)[0][:, -1])}, rounds=9, twice=True)
     rows = [row(f"prefill of {short} tokens, {name} {p} against {rival_name} float32 in transformers", "tokens/s",
                 short / found.median(p), short / found.median("rival"), found.faster(p, "rival"), asked.get(p))
             for p in contenders]
@@ -213,7 +215,7 @@ def _shape_rows(engine: Engine, tokens: np.ndarray, name: str) -> list[dict[str,
     """Batches, long contexts and the size of the state."""
     contenders = {"1": decoder(engine, tokens), "16": decoder(engine, curves.many(tokens, 16)),
                   "near": decoder(engine, tokens, 512), "far": decoder(engine, tokens, 16384)}
-    found = turns(contenders, rounds=31, seconds=60)
+    found = turns(contenders, rounds=31, seconds=60, twice=True)
     rate, size = {n: TOKENS / found.median(n) for n in contenders}, engine.initial_state(1).nbytes / 1e6
     return [
         row(f"decode {name} int8, batch 16 against batch 1", "tokens/s", 16 * rate["16"], rate["1"],
@@ -260,7 +262,7 @@ def _beside_rows(model: Any, name: str, original: str, tokens: np.ndarray) -> li
     tokens = tokens % min(m.config.vocab_size for m in models.values())
     for p in PRECISIONS:
         engines = {n: engine_of(m, p) for n, m in models.items()}
-        found = turns({n: decoder(e, tokens) for n, e in engines.items()}, rounds=31, seconds=20)
+        found = turns({n: decoder(e, tokens) for n, e in engines.items()}, rounds=31, seconds=20, twice=True)
         read = {n: sum(bytes_per_token(e, tokens).values()) / 1e6 for n, e in engines.items()}
         rows += [row(f"decode {name} {p} against {original} {p}", "tokens/s", TOKENS / found.median(name),
                      TOKENS / found.median(original), found.faster(name, original)),
@@ -276,8 +278,8 @@ def _large_rows(name: str, tokens: np.ndarray, rounds: int) -> list[dict[str, An
     engine = engine_of(model, "int8")
     del model
     tokens = tokens % engine.config.vocab_size
-    memory, read = _memory()
-    found = turns({"engine": decoder(engine, tokens), "memory": memory}, rounds, seconds=30)
+    stream, read = memory.reading()
+    found = turns({"engine": decoder(engine, tokens), "memory": stream}, rounds, seconds=30, twice=True)
     sizes = engine.stats()["whole"]
     whole = sum(sizes.values()) - sizes["attention"]
     return [row(f"decode {name} int8 against the memory limit of its dense int8 weights", "tokens/s",

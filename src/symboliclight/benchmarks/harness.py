@@ -30,10 +30,12 @@ class Rounds:
         return statistics.median(b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
 
 
-def turns(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0) -> Rounds:
+def turns(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0, twice: bool = False
+          ) -> Rounds:
     """Let contenders take turns, so that a busy machine slows all of them alike.
 
-    Each runs once unmeasured, then `rounds` times, fewer (but at least 3) once `seconds` are spent.
+    Each runs once unmeasured, then `rounds` times, fewer (but at least 3) once `seconds` are spent. With `twice` a turn
+    is two runs and the second counts: threads that the one before left spinning, as OpenMP's do, sleep by then.
     """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
@@ -41,6 +43,8 @@ def turns(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds:
     begin = time.perf_counter()
     for done in range(rounds):
         for name, run in contenders.items():
+            if twice:
+                run()
             start = time.perf_counter()
             run()
             taken[name].append(time.perf_counter() - start)

@@ -27,7 +27,7 @@ def load(directory: str | Path, precision: Precision | None = None, threads: int
     """The engine of a checkpoint, or of a folder that `symboliclight export` wrote.
 
     Args: precision is one of `pack.PRECISIONS`; None: that of an exported folder, else float32. threads: default all
-        cores. sparse=False reads every weight of spike-fed matrices, for comparison.
+        cores. sparse=False reads every weight of spike-fed matrices, the same weights, for comparison.
     Raises `InputError` if a file is missing or damaged, or was exported at another precision.
     """
     directory = checkpoint.locate(directory)

@@ -16,7 +16,7 @@ LANES, GROUP = 16, 32  # outputs side by side; inputs that share a scale under i
 
 
 def kind_of(precision: Precision, by_input: bool, sensitive: bool = False) -> str:
-    """The kind of a matrix at a precision; under int4 what spikes feed and what is `sensitive` stays int8."""
+    """The kind of a matrix at a precision; under int4 what is stored by input and what is `sensitive` stays int8."""
     stored = "float32" if precision == "certified" else precision
     if stored == "int4" and (by_input or sensitive):
         stored = "int8"

@@ -115,7 +115,7 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
     embedding = tensors[EMBEDDING]
     out[f"{EMBEDDING}.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
     for place in _stored(config, precision):
-        kind = kind_of(precision, place.spikes and sparse, place.sensitive)
+        kind = _kind(place, precision, sparse)
         data, scale = pack(tensors[place.source], kind)
         out[f"{place.name}.{kind}"] = data
         if scale is not None:
@@ -123,6 +123,11 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
     for place in sketched(config, precision):
         out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(tensors[place.source]).items()}
     return out
+
+
+def _kind(place: Place, precision: Precision, sparse: bool = True) -> str:
+    """Its kind: the values are the same on the sparse path and on the dense one, only their order differs."""
+    return kind_of(precision, place.spikes and sparse, place.sensitive or place.spikes)
 
 
 def _wide(precision: Precision) -> bool:
@@ -139,7 +144,7 @@ def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tupl
     dtype = np.dtype(np.float32 if _wide(precision) else np.uint16)
     yield f"{EMBEDDING}.{precision}", dtype, (config.vocab_size, config.d_model)
     for place in _stored(config, precision):
-        kind = kind_of(precision, place.spikes, place.sensitive)
+        kind = _kind(place, precision)
         for suffix, (dtype, shape) in zip(("", ".scale"), packed_shapes(place.outs, place.ins, kind), strict=False):
             yield f"{place.name}.{kind}{suffix}", dtype, shape
     for place in sketched(config, precision):
@@ -154,8 +159,7 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
     stored = FORMAT["float32" if embedding.dtype == np.float32 else "bfloat16"]
     matrices = [Matrix("embedding", 0, stored, True, c.vocab_size, c.d_model, embedding, None)]
     for p in places(c):
-        by_input = p.spikes and sparse
-        kind = kind_of(precision, by_input, p.sensitive)
+        kind, by_input = _kind(p, precision, sparse), p.spikes and sparse
         data, scale = tensors[f"{p.name}.{kind}"], tensors.get(f"{p.name}.{kind}.scale")
         matrices.append(Matrix(p.site, p.layer, FORMAT[kind.split(".")[0]], by_input, p.outs, p.ins, data, scale))
     weight = float(tensors.get("head.prior_weight", c.prior_weight))
