@@ -3,16 +3,13 @@
 
 #include <math.h>
 
-#include "step.hpp"
+#include "sight.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 namespace {
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-struct Attention : Step {
+struct Attention : Looking {
     // Rotates the pair (x[i], x[i + K/2]) of one head (ops/rope.py).
     void rotate(float* x, const float* turn) const {
         int64_t half = m.K / 2;
@@ -22,10 +19,6 @@ struct Attention : Step {
             x[i + half] = b * cosine + a * sine;
         }
     }
-
-    // Keys and values of one head of one token: K floats, or K int8 and behind them the float that they stand in units of.
-    template <class Key>
-    int64_t length() const { return sizeof(Key) == 1 ? m.K + int64_t(sizeof(float)) : m.K; }
 
     float unit(const float*) const { return 1; }
     float unit(const int8_t* row) const {
@@ -44,15 +37,6 @@ struct Attention : Step {
         });
         std::memcpy(row + m.K, &scale, sizeof scale);
     }
-
-    // What the queries of a block see: keys, values, and the first and last query that may, counted from the block's first.
-    struct Sight {
-        const void **keys, **values;
-        int32_t *from, *to;
-        float* score;  // (Q, room)
-        int64_t room, count;
-        int64_t next;  // bytes from a key to that of the head, or sequence, that most likely comes next
-    };
 
     // Fetches a key or a value, but for an end that lies with the beginning of the next one.
     template <class Key>
@@ -133,45 +117,7 @@ struct Attention : Step {
     // (ops/window.py). A row's result does not depend on Q.
     template <class Key, int Q>
     void attend(int64_t layer, int64_t n, int64_t h, float* out) const {
-        const int64_t b = n / T, i = position(n), last = i + Q - 1, start = state.position[b], at = (b * m.L + layer) * m.H + h;
-        const int64_t size = length<Key>();
-        const Key *ring = (Key*)state.k + at * m.W * size, *ring_value = (Key*)state.value + at * m.W * size;
-        const Key *anchors = (Key*)state.anchor_k + at * m.A * size, *anchor_value = (Key*)state.anchor_v + at * m.A * size;
-        const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
-        const int64_t room = sight(m);
-        Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
-                w.score + thread * QUERIES * room, room, 0, 0};
-        const int64_t item = b * m.H + h + 1;  // the next, at the same layer
-        if (item < B * m.H) s.next = (((item / m.H) * m.L + layer) * m.H + item % m.H - at) * m.W * size * int64_t(sizeof(Key));
-        // Keys and values of positions begin .. end - 1, `step` apart, to be seen by the queries from position `from` on to
-        // position `to`, each key one later than the key before it.
-        auto see = [&](int64_t begin, int64_t end, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t from,
-                       int64_t to) {
-            if (begin >= end) return;
-            auto put = [&](int64_t place, int64_t j) {
-                s.keys[place] = key + j * step, s.values[place] = value + j * step;
-                s.from[place] = int32_t(from - i + j), s.to[place] = int32_t(to - i + j);
-            };
-            if (!std::memchr(open, 0, end - begin)) {  // as nearly always: without a branch, many at a time
-                for (int64_t j = 0; j < end - begin; ++j) put(s.count + j, j);
-                s.count += end - begin;
-            } else for (int64_t j = 0; j < end - begin; ++j) put(s.count, j), s.count += open[j] != 0;
-        };
-        auto see_here = [&](int64_t begin, int64_t end, int64_t from, int64_t to) {  // of this call
-            const int64_t row = b * T + begin - start, place = (row * m.H + h) * size;
-            see(begin, end, w.gate + row, (Key*)w.key + place, (Key*)w.value + place, m.H * size, from, to);
-        };
-        const int64_t far = least(m.A, last - m.W), old = most(least(far, start), 0);  // anchors behind the window
-        see(0, old, anchor_gate, anchors, anchor_value, size, m.W + 1, last);
-        see_here(most(start, 0), far, old + m.W + 1, last);
-        const int64_t first = most(i - m.W, 0);
-        for (int64_t j = first; j < start;) {
-            const int64_t slot = j % m.W, end = least(start, j + m.W - slot);  // to where the ring begins again
-            see(j, end, ring_gate + slot, ring + slot * size, ring_value + slot * size, size, j, j + m.W);
-            j = end;
-        }
-        const int64_t here = most(first, start);
-        see_here(here, last + 1, here, here + m.W);
+        const Sight s = look<Key>(layer, n, h, Q);
         dots<Key, Q>(w.q + n * m.D + h * m.K, s);
         float whole[Q];
         for (int r = 0; r < Q; ++r) whole[r] = softmax(s, r);
@@ -181,7 +127,7 @@ struct Attention : Step {
                 float sum = 0;
                 for (int64_t j = 0; j < s.count; ++j) {
                     const Key* value = (const Key*)s.values[j];
-                    sum += unit(value) * s.score[r * room + j] * load(value + done, 1)[0];
+                    sum += unit(value) * s.score[r * s.room + j] * load(value + done, 1)[0];
                 }
                 out[r * m.D + done] = sum;
             }

@@ -238,7 +238,7 @@ void forward(const Model& m, const State& state, const Call& call, const Scratch
     Job job{m, state, call, w, stats, pool};
     pool.run([](void* argument, int thread) {
         Job& j = *(Job*)argument;
-        Pass{{{{j.m, j.state, j.call, j.w, j.stats, j.pool, thread}}}}.run();
+        Pass{{{{{j.m, j.state, j.call, j.w, j.stats, j.pool, thread}}}}}.run();
     }, &job);
 }
 

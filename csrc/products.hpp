@@ -2,6 +2,7 @@
 // whole, chunked, batched and single-token calls give the same bits.
 #pragma once
 
+#include "fetch.hpp"
 #include "gather.hpp"
 #if defined(__AMX_INT8__)
 #include "tiles.hpp"
@@ -13,17 +14,6 @@ namespace SYMBOLICLIGHT_ISA {
 constexpr int PIECES = LANES / W;                  // vectors that hold 16 outputs
 constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
 constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
-constexpr int64_t FETCH = 4096;                    // bytes of a packed matrix fetched in advance
-
-// The same for a single row. On AMD's Zen 4 a line ahead was faster than a page; elsewhere nothing else was tried since.
-inline int64_t fetch_of_one() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_is("amd")) return 64;
-#endif
-    return FETCH;
-}
-inline const int64_t FETCH_ONE = fetch_of_one();
 #if defined(__AMX_INT8__)
 constexpr bool TILES = true;
 #else
@@ -121,21 +111,6 @@ inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, in
     vfloat scale = load((const float*)m.scale + block * LANES + p * W, Full{}) * splat(x.scale[n]);
     return __builtin_convertvector(dots - splat_int(128 * x.total[n]), vfloat) * scale;
 }
-
-// Fetches packed weights that come soon, a line a step of `C` rows from row n on: a little ahead where that is all rows, else
-// what follows the block, which every step of all N rows fetches its part of.
-struct Fetch {
-    const uint8_t* at;
-    const int64_t stride;
-
-    Fetch(const uint8_t* w, int64_t block, int64_t n, int64_t C, int64_t N)
-        : at(C < N ? w + block + block * n / N : w + (N == 1 ? FETCH_ONE : FETCH)), stride(64 * C / N) {}
-
-    void step() {
-        __builtin_prefetch(at);
-        at += stride;
-    }
-};
 
 // Sums of one block of 16 outputs for C rows, in floats.
 template <Format format, int C>

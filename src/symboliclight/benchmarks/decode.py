@@ -50,7 +50,13 @@ def engine_of(model: Any, precision: Precision, sparse: bool = True) -> Engine:
     return Engine(model.config, from_tensors(model.config, tensors, precision, sparse), torch.get_num_threads())
 
 
-def all_in_4_bits(model: Any) -> Engine:
+def _dense_paths(model: Any) -> dict[str, Engine]:
+    """Name -> the runtime that reads every weight of spike-fed matrices."""
+    found = {f"{p}, dense path": engine_of(model, p, sparse=False) for p in PRECISIONS[:4]}
+    return found | {FOUR: _in_4_bits(model)}
+
+
+def _in_4_bits(model: Any) -> Engine:
     """The dense path of "int4" with 4 bits where that format has 8, in the matrices that spikes feed: other weights."""
     tensors = {name: x.detach().numpy() for name, x in model.state_dict().items()}
     weights = from_tensors(model.config, tensors, "int4", sparse=False)
@@ -125,11 +131,10 @@ def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = Mappi
         others = {rival: build(preset(rival)).eval() for rival in rivals}
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 8192))
         engines: dict[str, Engine] = {p: engine_of(model, p) for p in PRECISIONS}
-        dense = {f"{p}, dense path": engine_of(model, p, sparse=False) for p in PRECISIONS[:4]}
-        dense[FOUR] = all_in_4_bits(model)
+        dense = _dense_paths(model)
         few = replace(changed("mini", changes), init_std=0.02)  # few of its spikes hang on how weights round
         small = build(few).eval()
-        check(small, {p: engine_of(small, p) for p in PRECISIONS}, few.vocab_size)
+        check(small, {p: engine_of(small, p) for p in PRECISIONS} | _dense_paths(small), few.vocab_size)
         check(model, {n: e for n, e in (engines | dense).items() if n.startswith("float32")}, config.vocab_size)
         rows = _decode_rows(model, others, engines, dense, tokens, name, rounds)
         rows += _prefill_rows(others[rivals[0]], engines, tokens, name, rivals[0], 256 if quick else 512)

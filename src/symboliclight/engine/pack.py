@@ -15,10 +15,10 @@ FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # c
 LANES, GROUP = 16, 32  # outputs side by side; inputs that share a scale under int4
 
 
-def kind_of(precision: Precision, by_input: bool, sensitive: bool = False) -> str:
-    """The kind of a matrix at a precision; under int4 what is stored by input and what is `sensitive` stays int8."""
+def kind_of(precision: Precision, by_input: bool, in_8_bits: bool) -> str:
+    """The kind of a matrix at a precision; `in_8_bits` is one that stays int8 under int4."""
     stored = "float32" if precision == "certified" else precision
-    if stored == "int4" and (by_input or sensitive):
+    if stored == "int4" and in_8_bits:
         stored = "int8"
     return stored + ".by_input" * by_input
 

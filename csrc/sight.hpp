@@ -1,0 +1,78 @@
+// Which keys and values a block of queries sees, and when (ops/window.py).
+#pragma once
+
+#include "step.hpp"
+
+namespace symboliclight {
+namespace SYMBOLICLIGHT_ISA {
+namespace {
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Looking : Step {
+    // Keys and values of one head of one token: K floats, or K int8 and behind them the float that they stand in units of.
+    template <class Key>
+    int64_t length() const { return sizeof(Key) == 1 ? m.K + int64_t(sizeof(float)) : m.K; }
+
+    // What the queries of a block see: keys, values, and the first and last query that may, counted from the block's first.
+    struct Sight {
+        const void **keys, **values;
+        int32_t *from, *to;
+        float* score;  // (Q, room)
+        int64_t room, count;
+        int64_t next;  // bytes from a key to that of the head, or sequence, that most likely comes next
+
+        // Adds the open ones of n keys and values that lie `step` apart. The queries from `first` to `final` may see the first of
+        // them, and each key is one later than the key before it.
+        template <class Key>
+        void add(int64_t n, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t first, int64_t final) {
+            if (n <= 0) return;
+            auto put = [&](int64_t place, int64_t j) {
+                keys[place] = key + j * step, values[place] = value + j * step;
+                from[place] = int32_t(first + j), to[place] = int32_t(final + j);
+            };
+            if (!std::memchr(open, 0, n)) {  // as nearly always: without a branch, many at a time
+                for (int64_t j = 0; j < n; ++j) put(count + j, j);
+                count += n;
+            } else for (int64_t j = 0; j < n; ++j) put(count, j), count += open[j] != 0;
+        }
+    };
+
+    // What rows n .. n + Q - 1 of head h see: anchors gone from the window, the ring, and the keys of this call.
+    template <class Key>
+    Sight look(int64_t layer, int64_t n, int64_t h, int64_t Q) const {
+        const int64_t b = n / T, i = position(n), last = i + Q - 1, start = state.position[b], at = (b * m.L + layer) * m.H + h;
+        const int64_t size = length<Key>();
+        const Key *ring = (Key*)state.k + at * m.W * size, *ring_value = (Key*)state.value + at * m.W * size;
+        const Key *anchors = (Key*)state.anchor_k + at * m.A * size, *anchor_value = (Key*)state.anchor_v + at * m.A * size;
+        const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
+        const int64_t room = sight(m);
+        Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
+                w.score + thread * QUERIES * room, room, 0, 0};
+        const int64_t item = b * m.H + h + 1;  // the next, at the same layer
+        if (item < B * m.H) s.next = (((item / m.H) * m.L + layer) * m.H + item % m.H - at) * m.W * size * int64_t(sizeof(Key));
+        auto see = [&](int64_t begin, int64_t end, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t from,
+                       int64_t to) { s.add(end - begin, open, key, value, step, from - i, to - i); };  // positions begin .. end - 1
+        auto see_here = [&](int64_t begin, int64_t end, int64_t from, int64_t to) {  // of this call
+            const int64_t row = b * T + begin - start, place = (row * m.H + h) * size;
+            see(begin, end, w.gate + row, (Key*)w.key + place, (Key*)w.value + place, m.H * size, from, to);
+        };
+        const int64_t far = least(m.A, last - m.W), old = most(least(far, start), 0);  // anchors behind the window
+        see(0, old, anchor_gate, anchors, anchor_value, size, m.W + 1, last);
+        see_here(most(start, 0), far, old + m.W + 1, last);
+        const int64_t first = most(i - m.W, 0);
+        for (int64_t j = first; j < start;) {
+            const int64_t slot = j % m.W, end = least(start, j + m.W - slot);  // to where the ring begins again
+            see(j, end, ring_gate + slot, ring + slot * size, ring_value + slot * size, size, j, j + m.W);
+            j = end;
+        }
+        const int64_t here = most(first, start);
+        see_here(here, last + 1, here, here + m.W);
+        return s;
+    }
+};
+
+}  // namespace
+}  // namespace SYMBOLICLIGHT_ISA
+}  // namespace symboliclight
