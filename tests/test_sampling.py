@@ -6,8 +6,9 @@ import torch
 
 import symboliclight
 from symboliclight.config import ModelConfig
+from symboliclight.distribution import adapted_temperature, distribution, largest, penalise
 from symboliclight.errors import InputError
-from symboliclight.sampling import Generation, Sampling, adapted_temperature, distribution, generate, penalise
+from symboliclight.sampling import Generation, Sampling, generate
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 LOGITS = np.log(P) + 3  # any constant: softmax(LOGITS) = P
@@ -252,3 +253,24 @@ def test_bad_requests_are_refused(small_tokenizer, small_model, arguments, messa
 def test_an_empty_stop_string_is_refused(small_tokenizer, small_model):
     with pytest.raises(InputError, match="--stop"):
         generate(small_model, small_tokenizer, [[1]], 5, stop=[""])
+
+
+@pytest.mark.parametrize("kind", ["any", "ties", "masked", "all equal"])
+@pytest.mark.parametrize("k", [1, 7, 50, 400, 2999])
+def test_largest_finds_what_a_full_sort_finds(kind, k):
+    x = np.random.default_rng(k).standard_normal(3000).astype(np.float32)
+    x = {"any": x, "ties": x.round(1), "masked": np.where(x > 2, x, -np.inf), "all equal": np.zeros_like(x)}[kind]
+    assert largest(x, k).tolist() == np.argsort(-x, kind="stable")[:k].tolist()
+
+
+@pytest.mark.parametrize("spread", [0.01, 3, 9])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.9999999])
+def test_top_p_over_a_large_vocabulary_keeps_what_a_full_sort_keeps(spread, top_p):
+    z = np.random.default_rng(0).standard_normal(20000).astype(np.float32) * spread
+    p = np.exp(z.astype(np.float64) - z.max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    wanted = order[: np.searchsorted(np.cumsum(p[order]), top_p) + 1]
+    ids, kept_p = distribution(z, Sampling(temperature=1.0, top_p=top_p))
+    assert ids.tolist() == sorted(wanted)
+    assert np.allclose(kept_p, p[ids] / p[ids].sum(), rtol=1e-9)

@@ -1,7 +1,6 @@
-"""Next tokens from logits, and text from next tokens. All arithmetic is numpy: any model behind the seam will do.
+"""Text from next tokens, for any model behind the seam (distribution.py chooses among logits).
 
-Legend: B rows, T tokens, V vocabulary. Order of the filters: banned ids, repetition penalty, temperature, top-k,
-top-p, min-p.
+Legend: B rows, T tokens, V vocabulary.
 """
 
 from collections import deque
@@ -11,90 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from symboliclight.distribution import GREEDY, Sampling, distribution
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
 
-GREEDY = 1e-6  # a temperature below this takes the most likely token
+__all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 
 Finish = Literal["", "length", "stop", "limit"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Raises `InputError` for values that mean nothing."""
-
-    temperature: float = 0.8  # 0: always the most likely token
-    top_k: int = 0  # keep the k most likely; 0: all
-    top_p: float = 1.0  # keep the fewest most likely that hold this much probability
-    min_p: float = 0.0  # drop what is less likely than this share of the most likely
-    repetition_penalty: float = 1.0  # see `penalise`; 1: none
-    repetition_window: int = 64  # tokens looked back upon, prompt included
-    adaptive: float = 0.0  # nats, see `adapted_temperature`; 0: off
-
-    def __post_init__(self) -> None:
-        rules = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "positive"),
-            "repetition_window": (self.repetition_window >= 0, "0 or more"),
-            "adaptive": (0 <= self.adaptive < float("inf"), "0 (off) or more nats"),
-        }
-        for name, (good, rule) in rules.items():
-            if not good:
-                raise InputError(f"--{name.replace('_', '-')} must be {rule}, got {getattr(self, name)}")
-
-
-def penalise(logits: np.ndarray, recent: Collection[int], penalty: float) -> np.ndarray:
-    """Divide positive logits (V,) of recent ids by `penalty`, multiply negative ones by it (arXiv 1909.05858)."""
-    ids = np.unique(np.fromiter(recent, np.int64, len(recent)))
-    out = logits.copy()
-    out[ids] = np.where(out[ids] > 0, out[ids] / penalty, out[ids] * penalty)
-    return out
-
-
-def adapted_temperature(temperature: float, entropy: float, half: float) -> float:
-    """T · H / (H + half): T where the model is uncertain, towards 0 (greedy) where it is sure.
-
-    H is the entropy of the next token at temperature 1, `half` the entropy at which the temperature is halved, both
-    in nats. half = 0 leaves the temperature as it is.
-    """
-    return temperature if half == 0 else temperature * entropy / (entropy + half)
-
-
-def distribution(logits: np.ndarray, how: Sampling, recent: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Candidate ids (N,), ascending, and their probabilities (N,) float64, summing to 1, from logits (V,)."""
-    z = logits.astype(np.float64)
-    if how.repetition_penalty != 1 and recent:
-        z = penalise(z, recent, how.repetition_penalty)
-    if not np.isfinite(z.max()):
-        raise InputError("the model's logits are not finite; its weights are damaged, use an earlier checkpoint")
-    temperature = adapted_temperature(how.temperature, _entropy(z), how.adaptive) if how.adaptive else how.temperature
-    if temperature < GREEDY:
-        return np.array([z.argmax()]), np.ones(1)
-    ids = np.arange(len(z))
-    if 0 < how.top_k < len(z):
-        ids = np.sort(np.argpartition(-z, how.top_k - 1)[: how.top_k])
-    p = _softmax(z[ids] / temperature)
-    keep = p >= how.min_p * p.max()
-    if how.top_p < 1:
-        order = np.argsort(-p, kind="stable")
-        keep[order[np.searchsorted(np.cumsum(p[order]), how.top_p) + 1 :]] = False
-    keep &= p > 0
-    return ids[keep], p[keep] / p[keep].sum()
-
-
-def _softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max())
-    return e / e.sum()
-
-
-def _entropy(z: np.ndarray) -> float:
-    """Entropy in nats of softmax(z)."""
-    p = _softmax(z)
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
 
 
 @dataclass
@@ -125,25 +47,21 @@ class Generation:
         """
         if not prompts or not all(len(p) for p in prompts):
             raise InputError("a prompt is empty; give at least one token, such as the bos")
-        if max_tokens < 1:
-            raise InputError(f"--max-tokens must be positive, got {max_tokens}")
-        if not all(stop):
-            raise InputError("--stop must not be empty text")
         if state is not None and len(prompts) != 1:
             raise InputError(f"a state goes on with one prompt, got {len(prompts)}")
         self.state = state
-        self._model, self._tokenizer, self._prompts, self._max_tokens = model, tokenizer, prompts, max_tokens
-        self._how = how or Sampling()
-        self._stop_ids = frozenset([tokenizer.eos_id] if stop_ids is None else stop_ids)
-        self._rows = [_Row(tokenizer, p, self._how.repetition_window, stop, seed + i) for i, p in enumerate(prompts)]
+        self._model, self._prompts = model, prompts
+        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stop, stop_ids, seed + i)
+                      for i, p in enumerate(prompts)]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        tokens, state, room = self._begin()
+        tokens, state = self._begin()
         alive = list(range(len(self._rows)))
+        top = self._rows[0].top(self._model)
         while alive:
-            logits, state = next_logits(self._model, tokens, state, self._top)
+            logits, state = next_logits(self._model, tokens, state, top)
             for i, row_logits in zip(alive, logits, strict=True):
-                if text := self._choose(i, row_logits, room[i]):
+                if text := self._rows[i].choose(row_logits):
                     yield i, text
             self.state = state
             left = [k for k, i in enumerate(alive) if not self._rows[i].done.finish]
@@ -157,64 +75,70 @@ class Generation:
         """One a prompt, in their order."""
         return [row.done for row in self._rows]
 
-    @property
-    def _top(self) -> int:
-        """How many of the largest logits decide the next token, masked ids included; 0: all of them."""
-        how, t = self._how, self._tokenizer
-        wanted = 1 if how.temperature < GREEDY else how.top_k
-        if not wanted or how.adaptive or how.repetition_penalty != 1:
-            return 0
-        return wanted + len((t.pad_id, t.bos_id, t.unk_id)) + max(self._model.config.vocab_size - t.vocab_size, 0)
-
-    def _begin(self) -> tuple[np.ndarray, Any, list[int]]:
-        """The prompts, left-padded, (B, T) int64; their state; and how many more tokens each row may take."""
+    def _begin(self) -> tuple[np.ndarray, Any]:
+        """The prompts, left-padded, (B, T) int64, and their state."""
         lengths = np.array([len(p) for p in self._prompts], dtype=np.int64)
         width = int(lengths.max())
         padding = width - lengths
         tokens = np.zeros((len(lengths), width), dtype=np.int64)
         for i, prompt in enumerate(self._prompts):
             tokens[i, padding[i] :] = prompt
-        state = padded_state(self._model, padding) if padding.any() else self.state
-        limit = getattr(self._model, "context_limit", None)
-        if limit is None:
-            return tokens, state, [self._max_tokens] * len(lengths)
         before = 0 if self.state is None else int(self.state.position.max())
-        return tokens, state, [int(limit - before - n) for n in lengths]
-
-    def _choose(self, i: int, logits: np.ndarray, room: int) -> str:
-        """Take the next token of row i; return the text that may now be shown."""
-        row, done = self._rows[i], self._rows[i].done
-        ids, p = distribution(self._mask(logits), self._how, row.recent)
-        at = int(np.searchsorted(np.cumsum(p), row.random.random(), side="right"))
-        chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
-        done.ids.append(chosen)
-        row.recent.append(chosen)
-        if chosen in self._stop_ids:
-            return row.finish("stop")
-        text = row.push(chosen)
-        if not done.finish and len(done.ids) >= min(self._max_tokens, room + 1):
-            text += row.finish("length" if len(done.ids) == self._max_tokens else "limit")
-        return text
-
-    def _mask(self, logits: np.ndarray) -> np.ndarray:
-        """Logits without the ids that stand for no text: padding, bos, unknown, unused rows of the vocabulary."""
-        t = self._tokenizer
-        out = logits.copy()
-        out[[i for i in (t.pad_id, t.bos_id, t.unk_id) if i >= 0 and i not in self._stop_ids]] = -np.inf
-        out[t.vocab_size :] = -np.inf
-        return out
+        for row, length in zip(self._rows, lengths, strict=True):
+            row.limit(self._model, before + int(length))
+        return tokens, padded_state(self._model, padding) if padding.any() else self.state
 
 
-class _Row:
-    """One text being written: holds back half characters and what may become a stop string."""
+class Row:
+    """One text being written: draws its tokens, holds back half characters and what may become a stop string."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], window: int, stop: Sequence[str], seed: int
+        self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling, stop: Sequence[str] = (),
+        stop_ids: Collection[int] | None = None, seed: int = 0,
     ) -> None:
+        """Arguments as those of `Generation`. Raises `InputError` for an empty stop string, or no token to write."""
+        if max_tokens < 1:
+            raise InputError(f"--max-tokens must be positive, got {max_tokens}")
+        if not all(stop):
+            raise InputError("--stop must not be empty text")
         self.done = Completion([], "", "", seed)
-        self.recent = deque(prompt, maxlen=window)
-        self.random = np.random.default_rng(seed)
-        self._stream, self._stop, self._held = tokenizer.stream(), stop, ""
+        self._tokenizer, self._how, self._stop = tokenizer, how, stop
+        self._stop_ids = frozenset([tokenizer.eos_id] if stop_ids is None else stop_ids)
+        self._silent = [i for i in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
+                        if i >= 0 and i not in self._stop_ids]  # ids that stand for no text
+        self._max_tokens = self._room = max_tokens
+        self._recent = deque(prompt, maxlen=how.repetition_window)
+        self._random = np.random.default_rng(seed)
+        self._stream, self._held = tokenizer.stream(), ""
+
+    def limit(self, model: Any, read: int) -> None:
+        """Write no more than `model` can read behind `read` tokens."""
+        if (most := getattr(model, "context_limit", None)) is not None:
+            self._room = min(self._max_tokens, int(most) - read + 1)
+
+    def top(self, model: Any) -> int:
+        """How many of the largest logits of `model` decide the next token, masked ids included; 0: all of them."""
+        wanted = 1 if self._how.temperature < GREEDY else self._how.top_k
+        if not wanted or self._how.adaptive or self._how.repetition_penalty != 1:
+            return 0
+        return wanted + len(self._silent) + max(model.config.vocab_size - self._tokenizer.vocab_size, 0)
+
+    def choose(self, logits: np.ndarray) -> str:
+        """Take the next token from logits (V,); return the text that may now be shown."""
+        logits, done = logits.copy(), self.done
+        logits[self._silent] = -np.inf
+        logits[self._tokenizer.vocab_size :] = -np.inf
+        ids, p = distribution(logits, self._how, self._recent)
+        at = int(np.searchsorted(np.cumsum(p), self._random.random(), side="right"))
+        chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
+        done.ids.append(chosen)
+        self._recent.append(chosen)
+        if chosen in self._stop_ids:
+            return self.finish("stop")
+        text = self.push(chosen)
+        if not done.finish and len(done.ids) >= self._room:
+            text += self.finish("length" if len(done.ids) == self._max_tokens else "limit")
+        return text
 
     def push(self, index: int) -> str:
         """Text that is now certain to be part of the completion; a stop string finishes the row."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from symboliclight.benchmarks.harness import medians, row, write
+from symboliclight.benchmarks.harness import row, turns, write
 from symboliclight.config import preset
 from symboliclight.errors import InputError
 from symboliclight.model import build, encoder, ffn, mixer
@@ -97,10 +97,10 @@ def run(directory: Path, quick: bool = False) -> Path:
     rows: list[dict[str, Any]] = []
     keep_freed_memory()  # as training does; here for both sides
 
-    times = medians({n: training_step(n, batch, seq_len) for n in (mini, rival)}, rounds=7)
-    rates = {n: batch * seq_len / t for n, t in times.items()}
+    found = turns({n: training_step(n, batch, seq_len) for n in (mini, rival)}, rounds=7, twice=True)
+    rates = {n: batch * seq_len / found.median(n) for n in (mini, rival)}
     rows.append(row(f"training step, {mini} against {rival}, T {seq_len}, bf16", "tokens/s", rates[mini], rates[rival],
-                    rates[mini] / rates[rival], 1.0))
+                    found.faster(mini, rival), 1.0))
 
     torch.manual_seed(0)
     model = build(preset(large)).eval()
@@ -120,10 +120,11 @@ def run(directory: Path, quick: bool = False) -> Path:
         check(model, tokens[:, : short // 4])
         for precision, targets in (("bf16", (4.0, 1.0)), ("float32", (None, 1.0))):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                t = medians({"fast": forward(short), "reference": forward(short, True), "long": forward(long)}, 5)
+                t = turns({"fast": forward(short), "reference": forward(short, True), "long": forward(long)}, 5,
+                          twice=True)
             rows.append(row(f"forward to the head, {large}, T {short}, {precision}, against the reference forms", "s",
-                            t["fast"], t["reference"], t["reference"] / t["fast"], targets[0]))
-            growth = t["long"] / t["fast"]
+                            t.median("fast"), t.median("reference"), t.faster("fast", "reference"), targets[0]))
+            growth = t.faster("fast", "long")
             rows.append(row(f"forward, {large}, {precision}, T {long} against T {short}: growth allowed 4.5", "x",
                             growth, 4.5, 4.5 / growth, targets[1]))
     return write("model", rows, directory, threads=torch.get_num_threads(), quick=quick)

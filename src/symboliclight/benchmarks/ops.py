@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from symboliclight import ops
-from symboliclight.benchmarks.harness import medians, row, write
+from symboliclight.benchmarks.harness import Rounds, row, turns, write
 from symboliclight.benchmarks.model import decay_convolution
 from symboliclight.errors import InputError
 from symboliclight.ops.native import event_product
@@ -57,8 +57,8 @@ def check(name: str, fast: list[Tensor], slow: list[Tensor], tolerance: float) -
             raise InputError(f"bench ops: {name} is off by {worst:.1e} of the largest entry; run the tests of ops")
 
 
-def milliseconds(*steps: Op) -> list[float]:
-    """Median of each step. A turn repeats its step for 20 ms, so that it is not timed on the other's leavings."""
+def milliseconds(*steps: Op) -> Rounds:
+    """Milliseconds of each step, named "0", "1" and so on. A turn repeats its step for 20 ms."""
     repeats = []
     for step in steps:
         step()
@@ -73,14 +73,15 @@ def milliseconds(*steps: Op) -> list[float]:
 
         return repeat
 
-    turns = {str(i): turn(step, n) for i, (step, n) in enumerate(zip(steps, repeats, strict=True))}
-    return [seconds * 1e3 / n for seconds, n in zip(medians(turns, rounds=15).values(), repeats, strict=True)]
+    runs = {str(i): turn(step, n) for i, (step, n) in enumerate(zip(steps, repeats, strict=True))}
+    taken = turns(runs, rounds=15, twice=True).seconds.values()
+    return Rounds({str(i): [s * 1e3 / n for s in each] for i, (each, n) in enumerate(zip(taken, repeats, strict=True))})
 
 
 def contest(name: str, fast: Op, slow: Op, target: float | None = None) -> dict[str, Any]:
     """One row: milliseconds of `fast` against `slow`."""
-    value, against = milliseconds(fast, slow)
-    return row(name, "ms", value, against, against / value, target)
+    found = milliseconds(fast, slow)
+    return row(name, "ms", found.median("0"), found.median("1"), found.faster("0", "1"), target)
 
 
 def in_torch(op: Op) -> Op:
@@ -118,9 +119,9 @@ def decay(tokens: int) -> list[dict[str, Any]]:
     check("decay_scan", fast(), slow(), 1e-4)
     name = f"decay scan, T {tokens}, against the convolution"
     rows = [contest(name, fast, slow, 50)]
-    once, fourfold = milliseconds(fast, gradients(ops.decay_scan, long, state))
+    found = milliseconds(fast, gradients(ops.decay_scan, long, state))
     name = f"decay scan, T {4 * tokens}, against four times T {tokens}"
-    return [*rows, row(name, "ms", fourfold, 4 * once, 4 * once / fourfold, 4 / 4.3)]
+    return [*rows, row(name, "ms", found.median("1"), 4 * found.median("0"), 4 * found.faster("1", "0"), 4 / 4.3)]
 
 
 def window(dtype: torch.dtype, tokens: int) -> list[dict[str, Any]]:
