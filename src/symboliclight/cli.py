@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import symboliclight
 from symboliclight.errors import InputError
 
-COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "import_", "export", "demo", "study", "raster",
+COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "serve", "import_", "export", "demo", "study", "raster",
             "energy", "neuro", "bench", "info")
 
 

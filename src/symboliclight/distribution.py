@@ -11,7 +11,7 @@ import numpy as np
 from symboliclight.errors import InputError
 
 GREEDY = 1e-6  # a temperature below this takes the most likely token
-SEVERAL = 64  # how many values `largest` takes the maximum of, to find a bound
+GROUPS = 4  # `largest` looks for k values among the maxima of this many times k groups
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,19 @@ def distribution(logits: np.ndarray, how: Sampling, recent: Collection[int] = ()
 
 def largest(x: np.ndarray, k: int) -> np.ndarray:
     """Indices (k,) of the k largest of x (V,), the largest first, of equal ones that with the lower index."""
-    candidates = np.arange(len(x))
-    if 0 < k * SEVERAL < len(x):
-        groups = x[: len(x) // SEVERAL * SEVERAL].reshape(-1, SEVERAL).max(1)  # k of these are k values of x
-        candidates = np.flatnonzero(x >= np.partition(groups, -k)[-k])
+    candidates, several = np.arange(0), len(x) // max(GROUPS * k, 1)
+    if several > 1:
+        groups = x[: len(x) // several * several].reshape(-1, several).max(1)  # k of these are k of x
+        bound = np.partition(groups, -k)[-k]
+        candidates = np.flatnonzero(x >= bound if bound > -np.inf else x > bound)  # most may be -inf
+    if len(candidates) < k:
+        candidates = np.arange(len(x))
     return candidates[np.argsort(-x[candidates], kind="stable")[:k]]
 
 
 def _nucleus(p: np.ndarray, share: float) -> np.ndarray:
     """Indices of the fewest largest probabilities (N,) that hold `share` of 1 together, the largest first."""
-    for count in (len(p) // (2 * SEVERAL), len(p)):  # few are nearly always enough, and found faster
+    for count in (len(p) // 128, len(p)):  # few are nearly always enough, and found faster
         order = largest(p, count)
         held = np.cumsum(p[order])
         if len(held) and held[-1] >= share:

@@ -124,10 +124,10 @@ class Row:
         return wanted + len(self._silent) + max(model.config.vocab_size - self._tokenizer.vocab_size, 0)
 
     def choose(self, logits: np.ndarray) -> str:
-        """Take the next token from logits (V,); return the text that may now be shown."""
-        logits, done = logits.copy(), self.done
+        """Take the next token from logits (V,), which are changed; return the text that may now be shown."""
+        done = self.done
+        logits = logits[: self._tokenizer.vocab_size]
         logits[self._silent] = -np.inf
-        logits[self._tokenizer.vocab_size :] = -np.inf
         ids, p = distribution(logits, self._how, self._recent)
         at = int(np.searchsorted(np.cumsum(p), self._random.random(), side="right"))
         chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1

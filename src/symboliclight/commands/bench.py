@@ -12,6 +12,7 @@ BENCHMARKS = {
     "ops": "each native kernel against its torch form and loop",
     "train": "training steps and their memory beside GPT-2, and where the time of a step goes",
     "decode": "the torch-free runtime at every precision beside its dense path, torch and GPT-2",
+    "serve": "many clients of `symboliclight serve` at once beside one after another",
     "quality": "what each precision of the runtime costs a trained model; needs --model and --data",
     "gpu": "writing, reading and training on a CUDA device beside GPT-2; needs one",
     "model": "training step of mini beside GPT-2; forwards of v1-194m beside the reference forms",

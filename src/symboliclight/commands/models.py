@@ -14,11 +14,13 @@ from symboliclight.runner import SHIPPED
 from symboliclight.sampling import Sampling
 
 
-def add_precision(parser: argparse.ArgumentParser) -> None:
+def add_precision(
+    parser: argparse.ArgumentParser,
+    default: str = "the torch model, or the runtime for an exported folder and where torch is not installed",
+) -> None:
     """Add --precision."""
     parser.add_argument("--precision", choices=PRECISIONS,
-                        help="run on the torch-free CPU runtime with weights at this precision (default: the torch "
-                             "model, or the runtime for an exported folder and where torch is not installed)")
+                        help=f"run on the torch-free CPU runtime with weights at this precision (default: {default})")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +56,7 @@ def label_of(directory: str) -> str:
     return Path(directory).name or Path(directory).resolve().name
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse._ActionsContainer, seed: bool = True) -> None:
     """Add the options that choose the next token, and the seed."""
     d = Sampling()
     a = parser.add_argument
@@ -74,12 +76,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
       help="lower the temperature where the model is sure: T·H/(H+NATS), H the entropy of the next token in nats "
            "(default: off; 0.5 if given without a number)")
     a("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
-    a("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)")
+    if seed:
+        a("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """The choices made with `add_sampling`."""
-    if args.seed < 0:
+    if getattr(args, "seed", 0) < 0:
         raise InputError(f"--seed must not be negative, got {args.seed}")
     return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty,
                     args.repetition_window, args.adaptive)

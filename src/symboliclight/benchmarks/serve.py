@@ -1,0 +1,142 @@
+"""`bench serve`: many clients of one server at once beside the same clients one after another.
+
+The server is a process of its own, with random weights at int8, and the clients are real connections. First the texts
+of clients that ask at once must be those that each gets alone.
+"""
+
+import http.client
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from symboliclight import checkpoint, engine
+from symboliclight.benchmarks.harness import row, turns, write
+from symboliclight.config import preset
+from symboliclight.engine.weights import exported_tensors
+from symboliclight.errors import InputError
+from symboliclight.model import build
+from symboliclight.runner import SHIPPED
+from symboliclight.sampling import Sampling, generate
+from symboliclight.tokenizer import Tokenizer
+
+CLIENTS = 16
+HOW = Sampling(temperature=0.8, top_k=50)
+PROMPT = list(range(300, 316))
+
+
+@dataclass(frozen=True)
+class Client:
+    """Asks a server at a port of this machine."""
+
+    port: int
+
+    def send(self, **body: Any) -> http.client.HTTPResponse:
+        """The answer to a request for a completion, not read yet."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        body = {"prompt": PROMPT, "seed": 0, "ignore_eos": True, **asdict(HOW), **body}
+        link.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        return link.getresponse()
+
+    def text(self, **body: Any) -> str:
+        """The text that a request is answered with."""
+        with self.send(**body) as answer:
+            found = json.loads(answer.read())
+        if "choices" not in found:
+            raise InputError(f"bench serve: the server refused: {found}")
+        return found["choices"][0]["text"]
+
+
+@contextmanager
+def server(folder: Path, threads: int) -> Iterator[Client]:
+    """`symboliclight serve` as a process."""
+    command = [sys.executable, "-m", "symboliclight.cli", "serve", "--model", str(folder), "--port", "0",
+               "--slots", str(CLIENTS), "--threads", str(threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise InputError("bench serve: the server did not start; see above")
+        try:
+            yield Client(int(line.split("/v1")[0].rsplit(":", 1)[1]))
+        finally:
+            process.terminate()
+
+
+def run(out: Path, quick: bool = False) -> Path:
+    """Measure and write results/bench-serve.json; `quick` takes a small model to try the benchmark itself."""
+    name, tokens, long, threads = ("mini", 8, 512, 1) if quick else ("v1-194m", 64, 2048, torch.get_num_threads())
+    torch.manual_seed(0)
+    config, tokenizer = preset(name), Tokenizer.load(SHIPPED)
+    tensors = {n: x.detach().numpy() for n, x in build(config).state_dict().items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
+        checkpoint.save(folder, config, exported_tensors(config, tensors, "int8"), tokenizer)
+        with server(folder, threads) as client:
+            rows = _together(client, name, tokens)
+            rows += _beside_the_runtime(client, engine.load(folder, threads=threads), tokenizer, name, tokens)
+            rows += _first_token(client, name, long, tokenizer.vocab_size)
+    return write("serve", rows, out, threads=threads, clients=CLIENTS, quick=quick)
+
+
+def _together(client: Client, name: str, tokens: int) -> list[dict[str, Any]]:
+    def ask(seed: int) -> str:
+        return client.text(seed=seed, max_tokens=tokens)
+
+    def one_by_one() -> list[str]:
+        return [ask(i) for i in range(CLIENTS)]
+
+    def at_once(clients: int) -> Callable[[], list[str]]:
+        def many() -> list[str]:
+            with ThreadPoolExecutor(clients) as pool:
+                return list(pool.map(ask, range(CLIENTS)))
+
+        return many
+
+    if one_by_one() != at_once(CLIENTS)():
+        raise InputError("bench serve: texts written at once are not those written alone; not measured")
+    contenders: dict[str, Callable[[], object]] = {"alone": one_by_one, "4": at_once(4), str(CLIENTS): at_once(CLIENTS)}
+    found = turns(contenders, rounds=7)
+    rate = {n: CLIENTS * tokens / found.median(n) for n in found.seconds}
+    return [row(f"{n} clients at once against one after another, {name} int8, {tokens} tokens each", "tokens/s",
+                rate[n], rate["alone"], found.faster(n, "alone")) for n in ("4", str(CLIENTS))]
+
+
+def _beside_the_runtime(client: Client, model: Any, tokenizer: Tokenizer, name: str, tokens: int
+                        ) -> list[dict[str, Any]]:
+    def direct() -> str:
+        return generate(model, tokenizer, [PROMPT], tokens, HOW, stop_ids=())[0].text
+
+    if direct() != client.text(max_tokens=tokens):
+        raise InputError("bench serve: the server writes another text than the runtime; not measured")
+    found = turns({"served": lambda: client.text(max_tokens=tokens), "direct": direct}, rounds=15, twice=True)
+    return [row(f"one client against the runtime without a server, {name} int8", "tokens/s",
+                tokens / found.median("served"), tokens / found.median("direct"), found.faster("served", "direct"))]
+
+
+def _first_token(client: Client, name: str, long: int, vocabulary: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    fresh = (random.integers(300, vocabulary, long).tolist() for _ in itertools.count())
+    known = next(fresh)
+    found = turns({"known": lambda: client.text(prompt=known, max_tokens=1),
+                   "new": lambda: client.text(prompt=next(fresh), max_tokens=1)}, rounds=7)
+    rows = [row(f"first token after {long} tokens that were read before, against reading them, {name} int8", "s",
+                found.median("known"), found.median("new"), found.faster("known", "new"))]
+    alone = turns({"alone": lambda: client.text(max_tokens=1)}, rounds=15)
+    others = [client.send(seed=i, max_tokens=10**6, stream=True) for i in range(CLIENTS - 1)]
+    beside = turns({"beside": lambda: client.text(max_tokens=1)}, rounds=15)
+    for other in others:
+        other.close()
+    return [*rows, row(f"a client's first token while {CLIENTS - 1} texts are written, against alone, {name} int8", "s",
+                       beside.median("beside"), alone.median("alone"),
+                       alone.median("alone") / beside.median("beside"))]

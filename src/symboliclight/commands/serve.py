@@ -1,0 +1,89 @@
+"""`symboliclight serve`."""
+
+import argparse
+import socket
+from pathlib import Path
+from typing import Any
+
+from symboliclight.commands.models import (
+    add_device,
+    add_model_or_shipped,
+    add_precision,
+    add_sampling,
+    label_of,
+    sampling_of,
+)
+from symboliclight.engine import exported_precision
+from symboliclight.errors import InputError
+from symboliclight.runner import load_runner
+
+
+def add(commands: Any) -> None:
+    """Add the parser."""
+    p = commands.add_parser("serve", help="answer over HTTP as OpenAI's completion API does, many texts at once")
+    add_model_or_shipped(p)
+    add_precision(p, "float32, or that of an exported folder; on a GPU the torch model")
+    add_device(p)
+    p.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen on (default: 127.0.0.1)")
+    p.add_argument("--port", type=int, default=8080, metavar="N", help="port to listen on; 0: any free (default: 8080)")
+    p.add_argument("--slots", type=int, default=16, metavar="N", help="texts written at once (default: 16)")
+    p.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all cores)")
+    p.add_argument("--memory", type=int, default=512, metavar="MIB",
+                   help="room for states of texts that were read, so that they are not read again (default: 512)")
+    p.add_argument("--key-file", metavar="FILE", help="a text file: the key that requests must bear (default: none)")
+    p.add_argument("--turns", action="store_true",
+                   help="mark turns of a conversation with <|user|>, <|assistant|> and <|end|>, for a model that was "
+                        "trained with them")
+    p.add_argument("--log", action="store_true", help="print a line for every request on stderr")
+    add_sampling(p.add_argument_group("what a request gets that does not say otherwise"), seed=False)
+    p.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    try:
+        from symboliclight.serve.app import Service, create_app
+        from symboliclight.serve.memory import Memory
+        from symboliclight.serve.requests import Defaults
+        from symboliclight.serve.server import run
+        from symboliclight.serve.writer import Writer
+    except ImportError as error:
+        raise InputError("serve needs starlette and uvicorn: pip install 'symboliclight[serve]'") from error
+    for name, least in (("slots", 1), ("memory", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, args.turns)
+    key = _key(args.key_file)
+    precision = args.precision
+    if precision is None and args.device == "cpu":
+        precision = exported_precision(args.model) or "float32"
+    model, tokenizer = load_runner(args.model, precision, args.threads, args.device)
+    if args.turns:
+        tokenizer.special("end")  # in one line now rather than with the first request
+    with _listen(args.host, args.port) as listening, Writer(model, args.slots, Memory(args.memory << 20)) as writer:
+        app = create_app(Service(label_of(args.model), tokenizer, writer, defaults, key))
+        host, port = listening.getsockname()[:2]
+        print(f"{label_of(args.model)} at {precision or args.device}, {args.slots} texts at once: "
+              f"http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C stops)", flush=True)
+        run(app, listening, writer, args.log)
+    print("stopped")
+
+
+def _key(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; --key-file wants a text file") from error
+    if not key:
+        raise InputError(f"{path} is empty; write a key into it")
+    return key
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; choose "
+                         "others with --host and --port") from error

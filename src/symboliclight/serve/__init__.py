@@ -1,0 +1,1 @@
+"""A model behind HTTP: `create_app(Service(...))` answers as OpenAI's completion API does (docs/serving.md)."""

@@ -1,0 +1,226 @@
+"""The routes: completions and chat, whole or as a stream of server-sent events; models, health, figures."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from symboliclight.errors import InputError
+from symboliclight.serve.requests import Answer, Defaults, Request, parse, usage
+from symboliclight.serve.writer import Busy, Event, Text, Writer
+from symboliclight.tokenizer import Tokenizer
+
+LARGEST = 8 << 20  # bytes of a request
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes serve."""
+
+    name: str  # of the model
+    tokenizer: Tokenizer
+    writer: Writer
+    defaults: Defaults
+    key: str | None = None  # what a request must bear; None: nothing
+
+
+class _Refused(Exception):
+    """A request that gets an error as its answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Job:
+    """The texts of one request, and what the writer's thread says of them."""
+
+    def __init__(self, service: Service, request: Request) -> None:
+        self.request, self._loop = request, asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self.texts = [self._text(service, i, prompt) for i, prompt in enumerate(request.prompts)]
+
+    def _text(self, service: Service, i: int, prompt: list[int]) -> Text:
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
+
+        return Text(prompt, self.request.rows(service.tokenizer, i), tell)
+
+    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """What has come, as (choice, event), until all texts have ended. Raises the error of one that failed."""
+        left = len(self.texts) * self.request.n
+        while left:
+            come = [await self._events.get()]
+            while not self._events.empty():
+                come.append(self._events.get_nowait())
+            for _, event in come:
+                if event.error is not None:
+                    raise event.error
+                left -= bool(event.finish)
+            yield come
+
+    def cancel(self) -> None:
+        for text in self.texts:
+            text.cancelled = True
+
+    def usage(self) -> dict[str, Any]:
+        return usage(sum(len(t.prompt) for t in self.texts), sum(t.cached for t in self.texts),
+                     sum(len(row.done.ids) for t in self.texts for row in t.rows))
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def completions(self, http: HttpRequest) -> Response:
+        return await self._answer(http, chat=False)
+
+    async def chat(self, http: HttpRequest) -> Response:
+        return await self._answer(http, chat=True)
+
+    async def models(self, http: HttpRequest) -> Response:
+        self._admit(http)
+        config = self._service.writer.model.config
+        return JSONResponse({"object": "list", "data": [{
+            "id": self._service.name, "object": "model", "created": 0, "owned_by": "symboliclight",
+            "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model}]})
+
+    async def health(self, http: HttpRequest) -> Response:
+        running, waiting = self._service.writer.load()
+        return JSONResponse({"status": "ok", "running": running, "waiting": waiting,
+                             "slots": self._service.writer.slots})
+
+    async def stats(self, http: HttpRequest) -> Response:
+        """What was done, and what the runtime read for it: bytes a token and active inputs by site."""
+        self._admit(http)
+        writer = self._service.writer
+        found = asdict(writer.counts) | {"memory_states": len(writer.memory), "memory_bytes": writer.memory.nbytes}
+        if hasattr(writer.model, "stats"):
+            found["runtime"] = await run_in_threadpool(writer.model.stats)
+        return JSONResponse(found)
+
+    def _admit(self, http: HttpRequest) -> None:
+        key = self._service.key
+        given = http.headers.get("authorization", "").removeprefix("Bearer ")
+        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
+            raise _Refused(401, "this server wants its key: Authorization: Bearer KEY")
+
+    async def _answer(self, http: HttpRequest, chat: bool) -> Response:
+        self._admit(http)
+        service, body = self._service, await _body(http)
+        request = await run_in_threadpool(parse, body, chat, service.tokenizer, service.defaults)
+        job, answer = _Job(service, request), Answer(request, service.name)
+        service.writer.submit(job.texts)
+        if request.stream:
+            return StreamingResponse(_stream(job, answer), media_type="text/event-stream",
+                                     headers={"cache-control": "no-store"})
+        ending = asyncio.create_task(_end(job))
+        leaving = asyncio.create_task(_leave(http))
+        try:
+            await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                return Response(status_code=499)  # nobody is there to read it
+            ending.result()
+            return JSONResponse(answer.whole([row.done for text in job.texts for row in text.rows], job.usage()))
+        finally:
+            job.cancel()
+            ending.cancel()
+            leaving.cancel()
+
+
+async def _body(http: HttpRequest) -> Any:
+    """The JSON of a request. Browsers send no JSON to other sites unasked, so only JSON is taken."""
+    if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise _Refused(415, "send JSON: Content-Type: application/json")
+    data = b""
+    async for part in http.stream():
+        data += part
+        if len(data) > LARGEST:
+            raise _Refused(413, f"a request may have {LARGEST >> 20} MiB")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is not JSON: {error}") from error
+
+
+async def _end(job: _Job) -> None:
+    async for _ in job.events():
+        pass
+
+
+async def _leave(http: HttpRequest) -> None:
+    """Return when the client has gone."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(job: _Job, answer: Answer) -> AsyncIterator[str]:
+    begun: set[int] = set()
+    try:
+        async for come in job.events():
+            sent = ""
+            for choice, event in come:
+                sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish, choice not in begun)))
+                begun.add(choice)
+            yield sent
+        if job.request.usage:
+            yield _sent(answer.last(job.usage()))
+        yield "data: [DONE]\n\n"
+    except Exception as error:  # too late for a status
+        yield _sent(_problem(str(error), "server_error"))
+    finally:
+        job.cancel()
+
+
+def _sent(value: Any) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _problem(message: str, kind: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+async def _refused(http: HttpRequest, error: Exception) -> Response:
+    return JSONResponse(_problem(str(error), "invalid_request_error"), getattr(error, "status", 400))
+
+
+async def _nowhere(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(_problem(f"{http.method} {http.url.path}: {error.detail}", "invalid_request_error"),
+                        error.status_code, error.headers)
+
+
+async def _busy(http: HttpRequest, error: Exception) -> Response:
+    return JSONResponse(_problem(str(error), "server_busy"), 503, {"Retry-After": "1"})
+
+
+async def _failed(http: HttpRequest, error: Exception) -> Response:
+    return JSONResponse(_problem(f"{type(error).__name__}: {error}", "server_error"), 500)
+
+
+async def _gone(http: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+def create_app(service: Service) -> Starlette:
+    """The application, for any ASGI server."""
+    routes = _Routes(service)
+    return Starlette(
+        routes=[Route("/v1/completions", routes.completions, methods=["POST"]),
+                Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+                Route("/v1/models", routes.models), Route("/health", routes.health), Route("/stats", routes.stats)],
+        exception_handlers={InputError: _refused, _Refused: _refused, Busy: _busy, ClientDisconnect: _gone,
+                            HTTPException: _nowhere, Exception: _failed},
+    )

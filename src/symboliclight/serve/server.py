@@ -1,0 +1,31 @@
+"""Listens, and ends in good order."""
+
+import asyncio
+import contextlib
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from symboliclight.serve.writer import Writer
+
+STOPPING = 3  # seconds that answers have to end in once the server is stopped; then they end with an error
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, writer: Writer) -> None:
+        super().__init__(config)
+        self._writer = writer
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        late = asyncio.get_running_loop().call_later(STOPPING, self._writer.stop)
+        await super().shutdown(sockets)
+        late.cancel()
+
+
+def run(app: Starlette, listening: socket.socket, writer: Writer, log: bool) -> None:
+    """Serve until SIGINT or SIGTERM; with `log`, a line on stderr for each request."""
+    config = uvicorn.Config(app, log_level="info" if log else "warning", access_log=log, lifespan="off",
+                            timeout_graceful_shutdown=STOPPING + 2)
+    with contextlib.suppress(KeyboardInterrupt):  # which is how a server ends
+        _Server(config, writer).run([listening])

@@ -1,0 +1,90 @@
+"""JSON of requests: what it means, and which field a mistake is in."""
+
+import pytest
+
+from symboliclight.errors import InputError
+from symboliclight.sampling import Sampling
+from symboliclight.serve.requests import Defaults, conversation, parse
+
+DEFAULTS = Defaults(Sampling(temperature=0.7, top_k=50), 30, ["."], turns=False)
+TURNS = Defaults(Sampling(), 30, [], turns=True)
+SAID = [{"role": "user", "content": "the old city"}]
+
+
+def test_what_is_not_said_comes_from_the_server(small_tokenizer):
+    request = parse({"prompt": "the"}, False, small_tokenizer, DEFAULTS)
+    assert (request.sampling, request.max_tokens, request.stop) == (DEFAULTS.sampling, 30, ["."])
+    assert request.prompts == [small_tokenizer.encode("the", bos=True)]
+    assert (request.n, request.stream, request.usage) == (1, False, False)
+    assert request.seed != parse({"prompt": "the"}, False, small_tokenizer, DEFAULTS).seed
+
+
+def test_every_field_of_a_request_is_heard(small_tokenizer):
+    body = {"prompt": "the", "temperature": 1, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.3,
+            "repetition_window": 9, "adaptive": 0.2, "max_tokens": 7, "seed": 11, "n": 2, "stop": "x", "stream": True,
+            "stream_options": {"include_usage": True}, "model": "whatever", "user": "me", "logprobs": None,
+            "ignore_eos": True}
+    request = parse(body, False, small_tokenizer, DEFAULTS)
+    assert request.sampling == Sampling(1, 3, 0.5, 0.1, 1.3, 9, 0.2)
+    assert (request.max_tokens, request.seed, request.n, request.stop, request.stream, request.usage) == (
+        7, 11, 2, ["x"], True, True)
+    assert not request.stop_ids
+    assert [row.done.seed for row in request.rows(small_tokenizer, 0)] == [11, 12]
+
+
+@pytest.mark.parametrize(("prompt", "count"), [("a", 1), (["a", "b"], 2), ([5, 6], 1), ([[5], [6, 7]], 2), ("", 1)])
+def test_prompts_are_texts_or_ids(small_tokenizer, prompt, count):
+    assert len(parse({"prompt": prompt}, False, small_tokenizer, DEFAULTS).prompts) == count
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ([], "JSON object"), ({}, "prompt must be"), ({"prompt": []}, "prompt must"), ({"prompt": [[]]}, "prompt must be"),
+    ({"prompt": [1, "a"]}, "prompt must be"), ({"prompt": [True]}, "prompt must be"),
+    ({"prompt": [-1]}, "ids must be in"), ({"prompt": [10**9]}, "ids must be in"),
+    ({"temperature": "hot"}, "temperature must be a whole number or a number"),
+    ({"temperature": -1}, "^temperature must be 0 or more"), ({"temperature": float("nan")}, "^temperature must be"),
+    ({"top_k": 1.5}, "top_k must be a whole number"), ({"top_k": -1}, "^top_k must be"), ({"top_p": 0}, "^top_p must"),
+    ({"repetition_penalty": 0}, "^repetition_penalty must"), ({"n": 0}, "n must be at least 1"),
+    ({"n": 999}, "at most 128"), ({"ignore_eos": 1}, "ignore_eos must be true or false"),
+    ({"n": True}, "n must be a whole number"), ({"max_tokens": 0}, "max_tokens must be positive"),
+    ({"seed": -1}, "seed must not"), ({"stop": ""}, "stop must be"), ({"stop": [1]}, "stop must be"),
+    ({"stream": "yes"}, "stream must be true or false"), ({"stream_options": 1}, "stream_options must be an object"),
+    ({"logprobs": 5}, "logprobs is not offered"), ({"best_of": 3}, "best_of is not offered"),
+    ({"frequency_penalty": 0.5}, "frequency_penalty is not offered"), ({"echo": True}, "echo is not offered"),
+    ({"logit_bias": {"5": 1}}, "logit_bias is not offered"),
+])
+def test_a_mistake_is_named(small_tokenizer, body, message):
+    with pytest.raises(InputError, match=message):
+        parse({"prompt": "a", **body} if body and "prompt" not in body else body, False, small_tokenizer, DEFAULTS)
+
+
+def test_lone_surrogates_are_refused(small_tokenizer):
+    with pytest.raises(InputError):
+        parse({"prompt": "\ud800"}, False, small_tokenizer, DEFAULTS)
+
+
+def test_a_conversation_is_continued_text_without_turns():
+    said = [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "A"}]},
+            {"role": "assistant", "content": " B"}, {"role": "user", "content": "C"}]
+    assert conversation(said, turns=False) == "S\nA B\nC"
+    assert conversation(said, turns=True) == (
+        "<|system|>S<|end|><|user|>A<|end|><|assistant|> B<|end|><|user|>C<|end|><|assistant|>")
+
+
+def test_turns_end_at_the_pieces_that_end_them(small_tokenizer):
+    request = parse({"messages": SAID, "max_tokens": 5, "max_completion_tokens": 6}, True, small_tokenizer, TURNS)
+    ends = {small_tokenizer.special(name) for name in ("user", "end")}
+    assert request.stop_ids == ends | {small_tokenizer.eos_id}
+    assert request.prompts[0][-1] == small_tokenizer.special("assistant")
+    assert request.max_tokens == 6
+
+
+@pytest.mark.parametrize(("messages", "message"), [
+    (None, "messages must be a list"), ([], "messages must be a list"), (["a"], "needs a role"),
+    ([{"role": "tool", "content": "a"}], "needs a role"), ([{"role": "user"}], "must be text"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "must be text"),
+    ([{"role": "user", "content": ""}], "hold no text"),
+])
+def test_a_mistake_in_a_conversation_is_named(small_tokenizer, messages, message):
+    with pytest.raises(InputError, match=message):
+        parse({"messages": messages}, True, small_tokenizer, DEFAULTS)
