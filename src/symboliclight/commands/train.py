@@ -62,10 +62,13 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 1 if a signal stopped the run."""
     config = configure(args)
+    from symboliclight.distributed import first_process
     from symboliclight.train import train
 
     result = train(config, args.out, resume=args.resume, device=args.device, progress=True)
-    if args.json:
+    if not first_process():
+        pass
+    elif args.json:
         print_json(asdict(result))
     else:
         _show(result)

@@ -34,11 +34,14 @@ def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
 
 
 def break_even(dtype: torch.dtype) -> float:
-    """Active fraction up to which gathering beats the dense product on a CPU (results/bench-ops.json); 0 means never.
+    """Active fraction up to which gathering beats the dense product on a CPU; 0 means never.
 
-    AMX multiplies dense bfloat16 so fast that no sparsity below 99% pays.
+    float32 by results/bench-ops.json, bfloat16 by results/zen4/bench-ops.json: AMX multiplies dense bfloat16 so fast
+    that no sparsity below 99% pays.
     """
-    return 0.0 if dtype not in native.DTYPES or (dtype == torch.bfloat16 and native.has_isa("amx")) else 0.12
+    if dtype not in native.DTYPES or (dtype == torch.bfloat16 and native.has_isa("amx")):
+        return 0.0
+    return 0.06 if dtype == torch.bfloat16 else 0.12
 
 
 def _sparse(spikes: Tensor) -> bool:

@@ -14,9 +14,13 @@ METRICS = "metrics.jsonl"
 
 
 class Log:
-    """Appends to metrics.jsonl and, if it is installed, TensorBoard. No step appears twice: see `rewind`."""
+    """Appends to metrics.jsonl and, if it is installed, TensorBoard. No step appears twice: see `rewind`.
 
-    def __init__(self, directory: Path, tensorboard: bool) -> None:
+    One that is not `active` writes nothing.
+    """
+
+    def __init__(self, directory: Path, tensorboard: bool, active: bool = True) -> None:
+        self._active = active
         self._file = directory / METRICS
         self._folder = directory / "tensorboard" if tensorboard else None
         self._lines: IO[str] | None = None
@@ -25,6 +29,8 @@ class Log:
     def rewind(self, step: int, rollbacks: int) -> None:
         """Open the log as it was when `step` had been done after `rollbacks` rollbacks."""
         self.close()
+        if not self._active:
+            return
         try:
             truncate_metrics(self._file, step, rollbacks)
             self._lines = self._file.open("a", encoding="utf-8")
@@ -35,6 +41,8 @@ class Log:
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """One line: `event` is train, validation or rollback."""
+        if not self._active:
+            return
         assert self._lines is not None
         try:
             self._lines.write(json.dumps({"event": event, "step": step, **values}, allow_nan=False) + "\n")

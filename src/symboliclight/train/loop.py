@@ -1,7 +1,8 @@
 """The training loop.
 
 A run is a function of its `RunConfig` and the data: killed at any moment, it goes on from its last checkpoint and
-reaches bitwise the same losses and weights as if it had never stopped (same machine, same number of threads).
+reaches bitwise the same losses and weights as if it had never stopped (same machine, same numbers of threads and of
+processes). Several processes (distributed.py) come to the same weights, and the first writes what there is to write.
 
 When the loss is not finite, or more than `train.divergence` above its running mean, the run goes back to its last
 checkpoint with half the learning rate. The data does not go back: the batches that did the harm are not met again.
@@ -14,12 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import Progress as Bar
 
 from symboliclight import checkpoint
 from symboliclight.config import RunConfig, to_dict
 from symboliclight.data import Batches, Shards
+from symboliclight.distributed import Group, joined
 from symboliclight.errors import Diverged, InputError
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
@@ -69,12 +72,13 @@ def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device:
     """
     directory = Path(directory)
     keep_freed_memory()
-    with deterministic(), stop_on_signal() as stop, progress_bar(progress) as bar:
-        trainer = _Trainer(run, directory, choose_device(device), tensorboard)
+    with (deterministic(), stop_on_signal() as stop, joined(choose_device(device)) as (group, own),
+          progress_bar(progress and group.leads) as bar):
+        trainer = _Trainer(run, directory, own, tensorboard, group)
         trainer.open(resume)
         task = bar.add_task("", total=trainer.total, completed=trainer.progress.step, figures="")
         try:
-            while trainer.progress.step < trainer.total and not stop.is_set():
+            while trainer.progress.step < trainer.total and not group.any(stop.is_set()):
                 trainer.advance()
                 trainer.show(bar, task)
             trainer.finish()
@@ -86,11 +90,11 @@ def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device:
 class _Trainer:
     """Everything that lives during a run."""
 
-    def __init__(self, run: RunConfig, directory: Path, device: torch.device, tensorboard: bool) -> None:
-        self.run, self.directory, self.device = run, directory, device
+    def __init__(self, run: RunConfig, directory: Path, device: torch.device, tensorboard: bool, group: Group) -> None:
+        self.run, self.directory, self.device, self.group = run, directory, device, group
         self.shards = Shards.open(run.data.directory)
         self.batches = self._batches(None)
-        _check(run, self.shards)
+        _check(run, self.shards, group)
         self.tokenizer = self.shards.tokenizer()
         self.total = total_steps(run.train, run.data.seq_len)
         torch.manual_seed(run.train.seed)
@@ -98,7 +102,7 @@ class _Trainer:
         self.optimizer = optimizer(self.model, run.train)
         self.graphed: GraphedStep | None = None  # made with the first step
         self.progress = Progress()
-        self.log = Log(directory, tensorboard)
+        self.log = Log(directory, tensorboard, group.leads)
         self.saved = -1  # step of the newest checkpoint
         self.recent = [0, 0.0]  # steps and seconds since the last line of the log, this session
 
@@ -109,9 +113,9 @@ class _Trainer:
 
     def open(self, resume: bool) -> None:
         """Begin a new folder, or go on in an old one."""
-        if not folder.known(self.directory, self.run, resume):
+        if self.group.leads and not folder.known(self.directory, self.run, resume):
             folder.write_run(self.directory, self.run, self.facts())
-        if (self.directory / checkpoint.LAST).exists():
+        if self.group.any(self.group.leads and (self.directory / checkpoint.LAST).exists()):
             self._restore(self.directory / checkpoint.LAST)
             self.log.rewind(self.progress.step, self.progress.rollbacks)
         else:
@@ -136,7 +140,8 @@ class _Trainer:
         p.loss_sum, p.loss_count = p.loss_sum + done.loss, p.loss_count + 1
         if logged:
             self._log_step(done, rates)
-        improved = bool(c.eval_every) and (at % c.eval_every == 0 or at == self.total) and self._validate()
+        due = bool(c.eval_every) and (at % c.eval_every == 0 or at == self.total)
+        improved = due and self.group.any(self.group.leads and self._validate())
         if improved or at % c.save_every == 0:
             self._save(best=improved)
 
@@ -151,21 +156,26 @@ class _Trainer:
             return done, self.graphed.rates() if logged else {}
         recorder: AbstractContextManager[dict[str, float]] = record_rates(self.model) if logged else nullcontext({})
         with recorder as rates:
-            done = step(self.model, self.optimizer, batches, c, lr, limit)
-        return done, rates
+            done = step(self.model, self.optimizer, batches, c, lr, limit, self.group, self._seed())
+        return done, self.group.mean(rates)
+
+    def _seed(self) -> int:
+        """Of the next step: another for each step, and for each time that a rollback repeats it."""
+        words = np.random.SeedSequence([self.run.train.seed, self.progress.step, self.progress.rollbacks])
+        return int(words.generate_state(1)[0])
 
     def finish(self) -> None:
         """Save what is not saved yet; the result of a complete run goes into run.json."""
         if self.saved != self.progress.step:
             self._save()
-        if self.progress.step == self.total:
+        if self.progress.step == self.total and self.group.leads:
             folder.write_run(self.directory, self.run, {**self.facts(), "result": asdict(self.result())})
 
     def facts(self) -> dict[str, Any]:
         """What the run was made with, beside its configuration."""
         return {"data_hash": self.shards.data_hash, "tokenizer_hash": self.shards.tokenizer_hash,
                 "parameters": sum(p.numel() for p in self.model.parameters()), "total_steps": self.total,
-                "device": str(self.device), "threads": torch.get_num_threads()}
+                "device": str(self.device), "threads": torch.get_num_threads(), "processes": self.group.size}
 
     def result(self) -> Result:
         p = self.progress
@@ -214,6 +224,14 @@ class _Trainer:
                        loss=done.loss if math.isfinite(done.loss) else None)
 
     def _save(self, best: bool = False) -> None:
+        if not self.group.same(list(self.model.parameters())):
+            raise InputError("the processes have come to different weights; check memory and network of the machines, "
+                             "and go on from the last checkpoint")
+        if self.group.leads:
+            self._write(best)
+        self.saved = self.progress.step
+
+    def _write(self, best: bool) -> None:
         path = folder.checkpoint_path(self.directory, self.progress.step)
         state = {"run": to_dict(self.run), "progress": asdict(self.progress), "cursor": self.batches.cursor,
                  "random": random_state(self.device)}
@@ -223,7 +241,6 @@ class _Trainer:
             folder.link(self.directory, folder.BEST, path)
         folder.link(self.directory, checkpoint.LAST, path)  # last: a run killed before this line repeats the one above
         folder.prune(self.directory, self.run.train.keep)
-        self.saved = self.progress.step
 
     def _restore(self, path: Path, data: bool = True) -> None:
         """Weights, optimiser, random state and counters of a checkpoint, and with `data` its place in the data."""
@@ -248,8 +265,11 @@ class _Trainer:
         return Batches(self.shards, "train", data.weights, data.seq_len, c.batch_size, c.seed, cursor)
 
 
-def _check(run: RunConfig, shards: Shards) -> None:
-    """Raise `InputError` where the data and the configuration contradict each other."""
+def _check(run: RunConfig, shards: Shards, group: Group) -> None:
+    """Raise `InputError` where the data, the configuration and the processes contradict each other."""
+    if run.train.accumulate % group.size:
+        raise InputError(f"{group.size} processes share out the micro-batches of a step: train.accumulate must be a "
+                         f"multiple of {group.size}, not {run.train.accumulate}")
     if run.model.vocab_size != shards.vocab_size:
         raise InputError(f"model.vocab_size is {run.model.vocab_size}, but the data in {shards.path} has "
                          f"{shards.vocab_size} pieces; set model.vocab_size to that, or use other data")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import TrainConfig
+from symboliclight.distributed import ALONE, Group
 from symboliclight.model.sites import differentiable_rates
 from symboliclight.ops import linear_cross_entropy
 
@@ -56,8 +57,11 @@ def losses(model: nn.Module, tokens: Tensor, targets: Tensor, config: TrainConfi
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], config: TrainConfig,
-         lr: float, limit: float = math.inf) -> StepResult:
+         lr: float, limit: float = math.inf, group: Group = ALONE, seed: int = 0) -> StepResult:
     """Update `model` once with the mean gradient over `batches` (micro-batches), at learning rate `lr`.
+
+    Of several processes each takes its share of the micro-batches; what micro-batch i drops out is then a function of
+    (`seed`, i), so that it does not depend on who takes it.
 
     Nothing is updated if the loss is above `limit` nats or anything is not finite: the gradient norm that clipping
     needs anyway tells, and is read together with the loss, once.
@@ -67,18 +71,21 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[B
     kept = [int((targets >= 0).sum()) for _, targets in batches]
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
-    for (tokens, targets), count in zip(batches, kept, strict=True):
-        share = count / max(sum(kept), 1)
+    for i in group.mine(len(batches)):
+        (tokens, targets), share = batches[i], kept[i] / max(sum(kept), 1)
+        if group.size > 1:
+            torch.manual_seed(seed * len(batches) + i)
         with autocast(device, config):
             loss, plain = losses(model, _on(device, tokens), _on(device, targets), config)
         (loss * share).backward()
         total += plain * share
+    group.sum([*(p.grad for p in parameters if p.grad is not None), total])
     norm = nn.utils.clip_grad_norm_(parameters, config.clip)
     mean, grad_norm = torch.stack([total, norm]).tolist()
     applied = math.isfinite(mean) and math.isfinite(grad_norm) and mean <= limit
     if applied:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for settings in optimizer.param_groups:
+            settings["lr"] = lr
         optimizer.step()
     return StepResult(mean, grad_norm, applied)
 
