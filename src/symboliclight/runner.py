@@ -39,12 +39,14 @@ def load_weights(directory: str) -> tuple[Any, Tokenizer | None]:
 def load_runner(
     directory: str, precision: Precision | None = None, threads: int | None = None, device: str = "cpu"
 ) -> tuple[Any, Tokenizer]:
-    """What generates and scores text: the runtime, on `threads`, or the torch model.
+    """What generates and scores text, on `threads`: the runtime or the torch model.
 
     It is the runtime if a precision is asked for, torch is missing or the folder was exported; on another `device` the
     torch model, single tokens of it recorded (model/graph.py). Raises `InputError` if a file is missing or damaged, or
     if the device is not there or not for the runtime.
     """
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be positive, got {threads}")
     if device != "cpu":
         if precision is not None:
             raise InputError(f"the runtime that --precision {precision} asks for runs on the CPU; leave out "
@@ -55,6 +57,9 @@ def load_runner(
         return recorded(model), tokenizer
     exported = engine.exported_precision(directory)
     if precision is None and exported is None and importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(threads or torch.get_num_threads())
         return load_model(directory)
     return engine.load(directory, precision, threads), _present(checkpoint.load_tokenizer(directory), directory)
 

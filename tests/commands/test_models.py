@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from symboliclight import cli
 from symboliclight.sampling import Sampling, generate
@@ -65,6 +66,15 @@ def test_generate_passes_every_option_on(call, small_model, small_tokenizer):
     assert out == "the" + expected(small_model, small_tokenizer, "the", 20, 0, how).text + "\n"
 
 
+def test_generate_runs_on_as_many_threads_as_asked(call):
+    before = torch.get_num_threads()
+    try:
+        call("generate", "the", "--threads", before + 1, "--max-tokens", 2)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_generate_shows_several_samples_under_their_seeds(call):
     out = call("generate", "the", "--num-samples", 2, "--max-tokens", 3).out
     assert "--- sample 1 of 2, seed 0\nthe" in out and "\n--- sample 2 of 2, seed 1\nthe" in out
@@ -73,6 +83,7 @@ def test_generate_shows_several_samples_under_their_seeds(call):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["x", "--device", "abacus"], "--device abacus is not available here"),
     (["x", "--device", "cuda", "--precision", "int8"], "leave out --precision or --device cuda"),
+    (["x", "--threads", "0"], "--threads must be positive"),
     (["x", "--temperature", "-1"], "--temperature must be 0 or more"),
     (["x", "--top-p", "0"], "--top-p must be in (0, 1]"),
     (["x", "--max-tokens", "0"], "--max-tokens must be positive"),

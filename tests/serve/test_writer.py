@@ -140,6 +140,8 @@ def test_what_can_never_be_written_is_refused_and_a_full_queue_is_busy(model, sm
     with Writer(model, 2, Memory(0), queue=1) as writer:
         with pytest.raises(InputError, match="n is 3, and 2 texts"):
             writer.submit([Told(small_tokenizer, "a", n=3).text])
+        with pytest.raises(InputError, match="520 ids, the prompt one of 520"):
+            writer.submit([Told(small_tokenizer, [1, 520]).text])
         with pytest.raises(Busy):
             writer.submit([Told(small_tokenizer, "a").text, Told(small_tokenizer, "b").text])
         told = Told(small_tokenizer, "a")

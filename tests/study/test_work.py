@@ -133,10 +133,10 @@ def test_a_run_that_diverges_is_a_result_and_the_study_goes_on(do, tmp_path, mon
 
     step, seen = loop.step, []
 
-    def explode(model, optimizer, batches, config, lr, limit):
+    def explode(model, optimizer, batches, config, lr, limit, *rest):
         seen.append(config.seed)
         bad = config.seed == 1 and len(seen) > 4
-        return step(model, optimizer, batches, config, lr, -1.0 if bad else limit)
+        return step(model, optimizer, batches, config, lr, -1.0 if bad else limit, *rest)
 
     monkeypatch.setattr(loop, "step", explode)
     assert len(do(2).done) == 2

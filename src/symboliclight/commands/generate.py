@@ -12,6 +12,7 @@ from symboliclight.commands.models import (
     add_model_or_shipped,
     add_precision,
     add_sampling,
+    add_threads,
     read_text,
     sampling_of,
     token_progress,
@@ -35,6 +36,7 @@ def add(commands: Any) -> None:
     add_model_or_shipped(p)
     add_precision(p)
     add_device(p)
+    add_threads(p)
     add_sampling(p)
     p.add_argument("--num-samples", type=int, default=1, metavar="N",
                    help="write N continuations at once; sample i has seed + i (default: 1)")
@@ -47,6 +49,7 @@ def add(commands: Any) -> None:
     add_model_or_shipped(p)
     add_precision(p)
     add_device(p)
+    add_threads(p)
     add_sampling(p)
     p.add_argument("--turns", action="store_true",
                    help="mark turns with <|user|>, <|assistant|> and <|end|>, for a model that was trained with them")
@@ -60,7 +63,7 @@ def _run_generate(args: argparse.Namespace) -> None:
     prompt = _prompt(args)
     if args.dataset is not None:
         check_samples_folder(args.dataset)
-    model, tokenizer = load_runner(args.model, args.precision, device=args.device)
+    model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     ids = tokenizer.encode(prompt, bos=True)
     run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed)
     stream = args.num_samples == 1 and not args.json and not args.no_stream
@@ -131,7 +134,7 @@ def _figures(prompt: str, prompt_tokens: int, samples: Sequence[Completion], sec
 
 def _run_chat(args: argparse.Namespace) -> None:
     how = sampling_of(args)
-    model, tokenizer = load_runner(args.model, args.precision, device=args.device)
+    model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, args.turns)
     print(NOTICE)
     while True:

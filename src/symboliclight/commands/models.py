@@ -29,6 +29,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
                         help="cpu, cuda, cuda:N or auto: where the torch model runs (default: cpu)")
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads."""
+    parser.add_argument("--threads", type=int, metavar="N", help="threads the model runs on (default: all cores)")
+
+
 def read_text(path: str) -> str:
     """A UTF-8 text file as it is. Raises `InputError` if it cannot be read or is not UTF-8."""
     try:

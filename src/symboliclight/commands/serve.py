@@ -10,6 +10,7 @@ from symboliclight.commands.models import (
     add_model_or_shipped,
     add_precision,
     add_sampling,
+    add_threads,
     label_of,
     sampling_of,
 )
@@ -27,7 +28,7 @@ def add(commands: Any) -> None:
     p.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen on (default: 127.0.0.1)")
     p.add_argument("--port", type=int, default=8080, metavar="N", help="port to listen on; 0: any free (default: 8080)")
     p.add_argument("--slots", type=int, default=16, metavar="N", help="texts written at once (default: 16)")
-    p.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (default: all cores)")
+    add_threads(p)
     p.add_argument("--memory", type=int, default=512, metavar="MIB",
                    help="room for states of texts that were read, so that they are not read again (default: 512)")
     p.add_argument("--key-file", metavar="FILE", help="a text file: the key that requests must bear (default: none)")

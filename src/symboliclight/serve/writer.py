@@ -109,6 +109,9 @@ class Writer:
                 raise InputError(f"n is {len(text.rows)}, and {self.slots} texts are written at once; ask for fewer")
             if limit is not None and len(text.prompt) > limit:
                 raise InputError(f"the prompt has {len(text.prompt)} tokens, this model reads {limit}; shorten it")
+            if max(text.prompt) >= self.model.config.vocab_size:
+                raise InputError(f"the model has {self.model.config.vocab_size} ids, the prompt one of "
+                                 f"{max(text.prompt)}; serve it with the tokenizer that it was trained with")
         with self._changed:
             if self._closed:
                 raise Busy(STOPPING)
