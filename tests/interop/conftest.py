@@ -1,0 +1,27 @@
+"""What the tests of published checkpoints share."""
+
+import pytest
+from test_import import golden_file
+
+from symboliclight.cli import main
+from test_golden import CASES
+
+
+@pytest.fixture
+def golden(tmp_path):
+    return golden_file(tmp_path / "golden.pt", CASES[0])
+
+
+@pytest.fixture
+def call(tmp_path, capsys):
+    """Run `symboliclight import` into tmp_path/out; a refusal is one line, exit code 2, and writes nothing."""
+    def run(file, *arguments, refused=""):
+        code = main(["import", str(file), "--out", str(tmp_path / "out"), *map(str, arguments)])
+        out, err = capsys.readouterr()
+        if refused:
+            assert code == 2 and err.count("\n") == 1 and refused in err, err
+            assert not (tmp_path / "out").exists()
+            return err
+        assert code == 0, err
+        return out
+    return run
