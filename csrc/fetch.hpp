@@ -23,12 +23,14 @@ inline const int64_t FETCH_ONE = fetch_of_one();
 struct Fetch {
     const uint8_t* at;
     const int64_t stride;
+    const bool one;
 
     Fetch(const uint8_t* w, int64_t size, int64_t n, int64_t C, int64_t N)
-        : at(C < N ? w + size + size * n / N : w + (N == 1 ? FETCH_ONE : FETCH)), stride(64 * C / N) {}
+        : at(C < N ? w + size + size * n / N : w + (N == 1 ? FETCH_ONE : FETCH)), stride(64 * C / N), one(N == 1) {}
 
     void step() {
-        __builtin_prefetch(at);
+        if (one) __builtin_prefetch(at);
+        else __builtin_prefetch(at, 0, 2);
         at += stride;
     }
 };

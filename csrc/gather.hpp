@@ -7,7 +7,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int64_t AHEAD = 4;  // active inputs fetched in advance
+constexpr int64_t AHEAD = 4, FAR = 16;  // active inputs fetched in advance: into the first cache, and into the second
 typedef int16_t vshort __attribute__((vector_size(4 * W)));
 typedef int8_t vbyte __attribute__((vector_size(2 * W)));
 
@@ -20,25 +20,26 @@ inline void gather_floats(const T* w, int64_t outs, const int32_t* index, int64_
     vfloat sum[G] = {};
     for (int64_t j = 0; j < active; ++j) {
         const T* row = w + index[j] * outs + o;
-        const T* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
-        for (size_t at = 0; at < G * W * sizeof(T); at += 64) __builtin_prefetch((const char*)next + at);
+        const T* next = w + index[j + FAR < active ? j + FAR : j] * outs + o;
+        for (size_t at = 0; at < G * W * sizeof(T); at += 64) __builtin_prefetch((const char*)next + at, 0, 2);
         for (int g = 0; g < G; ++g) sum[g] = sum[g] + load(row + g * W, Full{});
     }
     for (int g = 0; g < G; ++g) store(y + o + g * W, sum[g], Full{});
 }
 
 // As above with int8 weights: 16-bit sums of up to 256 rows, then 32-bit ones; G vectors of 2 W outputs.
-template <int G>
+template <int G, bool many>
 inline void gather_bytes(const int8_t* w, const float* scale, int64_t outs, const int32_t* index, int64_t active, float* y,
                          int64_t o) {
+    constexpr int64_t ahead = many ? FAR : AHEAD;
     int32_t total[G * 2 * W] = {};
     for (int64_t first = 0; first < active; first += 256) {
         int64_t last = first + 256 < active ? first + 256 : active;
         vshort sum[G] = {};
         for (int64_t j = first; j < last; ++j) {
             const int8_t* row = w + index[j] * outs + o;
-            const int8_t* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
-            for (size_t at = 0; at < G * 2 * W; at += 64) __builtin_prefetch((const char*)next + at);
+            const int8_t* next = w + index[j + ahead < active ? j + ahead : j] * outs + o;
+            for (size_t at = 0; at < G * 2 * W; at += 64) __builtin_prefetch((const char*)next + at, 0, many ? 2 : 3);
             for (int g = 0; g < G; ++g) {
                 vbyte weights;
                 std::memcpy(&weights, row + g * 2 * W, sizeof weights);
@@ -68,7 +69,8 @@ void gather_columns(const Matrix& m, const Operand& x, int64_t N, float* y, int6
     if (m.format == Format::int8)
         rest = by_columns<G>(begin, end, 2 * W, [&](int64_t o, auto g) {
             each_row([&](const int32_t* index, int64_t active, float* to) {
-                gather_bytes<decltype(g)::value>((const int8_t*)m.data, (const float*)m.scale, m.outs, index, active, to, o);
+                auto gather = N > 1 ? gather_bytes<decltype(g)::value, true> : gather_bytes<decltype(g)::value, false>;
+                gather((const int8_t*)m.data, (const float*)m.scale, m.outs, index, active, to, o);
             });
         });
     else
