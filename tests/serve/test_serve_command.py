@@ -189,6 +189,13 @@ def test_a_key_is_wanted_and_ctrl_c_ends_texts_that_run(small_checkpoint, tmp_pa
     assert "the server is stopping" in rest[0].decode().strip().splitlines()[-1]
 
 
+def test_a_line_for_every_request_goes_to_stderr(small_checkpoint):
+    server = Server("--model", str(small_checkpoint), "--log")
+    assert server.ask("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
+    code, out, err = server.stop()
+    assert (code, out) == (0, "stopped\n") and '"POST /v1/completions HTTP/1.1" 200' in err
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--slots", "0"], "--slots must be at least 1"), (["--memory", "-1"], "--memory must be"),
     (["--key-file", "/nowhere"], "cannot read /nowhere"), (["--temperature", "-1"], "--temperature must be"),

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import copy
 import socket
 
 import uvicorn
+import uvicorn.config
 from starlette.applications import Starlette
 
 from symboliclight.serve.writer import Writer
@@ -25,7 +27,9 @@ class _Server(uvicorn.Server):
 
 def run(app: Starlette, listening: socket.socket, writer: Writer, log: bool) -> None:
     """Serve until SIGINT or SIGTERM; with `log`, a line on stderr for each request."""
-    config = uvicorn.Config(app, log_level="info" if log else "warning", access_log=log, lifespan="off",
-                            timeout_graceful_shutdown=STOPPING + 2)
+    to_stderr = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    to_stderr["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    config = uvicorn.Config(app, log_config=to_stderr, log_level="info" if log else "warning", access_log=log,
+                            lifespan="off", timeout_graceful_shutdown=STOPPING + 2)
     with contextlib.suppress(KeyboardInterrupt):  # which is how a server ends
         _Server(config, writer).run([listening])
