@@ -30,7 +30,7 @@ struct Fetch {
 
     void step() {
         if (one) __builtin_prefetch(at);
-        else __builtin_prefetch(at, 0, 2);
+        else __builtin_prefetch(at, 0, 2);  // into the second cache
         at += stride;
     }
 };

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -206,6 +207,15 @@ def test_bad_options_are_one_line(small_checkpoint, options, message):
     done = subprocess.run([*SERVE, "--model", str(small_checkpoint), *options], capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+def test_a_model_whose_texts_would_depend_on_each_other_is_refused(small_checkpoint, tmp_path):
+    shutil.copytree(small_checkpoint, tmp_path / "early")
+    config = json.loads((tmp_path / "early" / "config.json").read_text())
+    config["model"]["exit_entropy"] = 0.3
+    (tmp_path / "early" / "config.json").write_text(json.dumps(config))
+    done = subprocess.run([*SERVE, "--model", str(tmp_path / "early")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "model.exit_entropy" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_port_in_use_is_named(small_checkpoint):

@@ -58,6 +58,9 @@ def _run(args: argparse.Namespace) -> None:
     if precision is None and args.device == "cpu":
         precision = exported_precision(args.model) or "float32"
     model, tokenizer = load_runner(args.model, precision, args.threads, args.device)
+    if model.config.exit_entropy is not None:
+        raise InputError(f"{args.model} may stop at an inner layer (model.exit_entropy), by all texts of a call together: "
+                         "each would depend on the others; set it to null in its config.json")
     if args.turns:
         tokenizer.special("end")  # in one line now rather than with the first request
     with _listen(args.host, args.port) as listening, Writer(model, args.slots, Memory(args.memory << 20)) as writer:

@@ -66,12 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from symboliclight.train import train
 
     result = train(config, args.out, resume=args.resume, device=args.device, progress=True)
-    if not first_process():
-        pass
-    elif args.json:
-        print_json(asdict(result))
-    else:
-        _show(result)
+    if first_process():
+        print_json(asdict(result)) if args.json else _show(result)
     return 1 if result.interrupted else 0
 
 

@@ -44,7 +44,6 @@ class Text:
     tell: Callable[[Event], None]
     cancelled: bool = False
     cached: int = 0  # tokens of the prompt that were remembered
-STOPPING = "the server is stopping; ask again later"
 
 
 @dataclass(eq=False)
