@@ -1,4 +1,4 @@
-"""What the tests of published checkpoints share."""
+"""What the tests of published checkpoints share, and those of an exported transformers folder."""
 
 import pytest
 from test_import import golden_file
@@ -25,3 +25,29 @@ def call(tmp_path, capsys):
         assert code == 0, err
         return out
     return run
+
+
+@pytest.fixture(scope="module")
+def folder(small_checkpoint, tmp_path_factory):
+    """The small model as a transformers folder."""
+    transformers = pytest.importorskip("transformers")
+    from symboliclight.interop.transformers import export
+
+    transformers.utils.logging.disable_progress_bar()
+    return export(small_checkpoint, tmp_path_factory.mktemp("transformers") / "small")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """That folder, loaded by transformers."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    """Its tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)

@@ -10,13 +10,12 @@ import symboliclight
 from symboliclight.sampling import Sampling, generate
 
 transformers = pytest.importorskip("transformers")
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 from symboliclight.interop.transformers import (  # noqa: E402
     SymbolicLightCache,
     SymbolicLightConfig,
     SymbolicLightForCausalLM,
-    export,
 )
 
 VARIANTS = [
@@ -26,26 +25,6 @@ VARIANTS = [
     {"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input", "conv": 3,
      "tie_embeddings": True},
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    transformers.utils.logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def folder(small_checkpoint, tmp_path_factory):
-    return export(small_checkpoint, tmp_path_factory.mktemp("transformers") / "small")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return AutoModelForCausalLM.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture

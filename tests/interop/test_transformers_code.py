@@ -17,36 +17,14 @@ from symboliclight.ops import torch_forms
 
 transformers = pytest.importorskip("transformers")
 from test_transformers import VARIANTS  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from transformers.dynamic_module_utils import get_class_from_dynamic_module  # noqa: E402
 
 from symboliclight.interop.transformers import (  # noqa: E402
     SymbolicLightConfig,
     SymbolicLightForCausalLM,
-    export,
     from_checkpoint,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet():
-    transformers.utils.logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def folder(small_checkpoint, tmp_path_factory):
-    return export(small_checkpoint, tmp_path_factory.mktemp("transformers") / "small")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return AutoModelForCausalLM.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
-
 
 ELSEWHERE = """
 import json, sys
