@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
         precision = exported_precision(args.model) or "float32"
     model, tokenizer = load_runner(args.model, precision, args.threads, args.device)
     if model.config.exit_entropy is not None:
-        raise InputError(f"{args.model} may stop at an inner layer (model.exit_entropy), by all texts of a call together: "
+        raise InputError(f"{args.model} stops at an inner layer if all texts of a call allow it (model.exit_entropy): "
                          "each would depend on the others; set it to null in its config.json")
     if args.turns:
         tokenizer.special("end")  # in one line now rather than with the first request
