@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ BENCHMARKS = {
     "ops": "each native kernel against its torch form and loop",
     "train": "training steps and their memory beside GPT-2, and where the time of a step goes",
     "decode": "the torch-free runtime at every precision beside its dense path, torch and GPT-2",
+    "llama": "the torch-free runtime beside llama.cpp on GPT-2 of as many bits; needs pip install '.[llama]'",
     "serve": "many clients of `symboliclight serve` at once beside one after another",
     "quality": "what each precision of the runtime costs a trained model; needs --model and --data",
     "gpu": "writing, reading and training on a CUDA device beside GPT-2; needs one",
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     if fields and (args.name != "decode" or not all(field.startswith("model.") for field in fields)):
         raise InputError("--set changes fields of the model of bench decode, as in --set model.spike_fed=true")
     options = {"quality": trained, "decode": {"changes": {k.removeprefix("model."): v for k, v in fields.items()}}}
-    possible = {"quality": args.model is not None, "gpu": torch.cuda.is_available()}
+    possible = {"quality": args.model is not None, "gpu": torch.cuda.is_available(),
+                "llama": importlib.util.find_spec("llama_cpp") is not None}
     for name in [n for n in BENCHMARKS if possible.get(n, True)] if args.name == "all" else [args.name]:
         module = importlib.import_module(f"symboliclight.benchmarks.{name}")
         path = module.run(args.out, quick=args.quick, **options.get(name, {}))
