@@ -14,12 +14,15 @@ enum class Format { float32, bfloat16, int8, int4 };
 
 constexpr int64_t LANES = 16, GROUP = 32;  // outputs side by side in a packed matrix; inputs padded to, int4 group
 
+// What the 16 values of int4 stand for, in units of their scale: pack.LEVELS.
+constexpr int8_t LEVELS[16] = {-127, -101, -81, -64, -49, -36, -24, -12, 0, 12, 25, 39, 53, 69, 88, 111};
+
 // y = M x. Three layouts:
 //   dense-fed float32: (outs, ins), as in the checkpoint.
 //   dense-fed, packed: blocks of 16 outputs; a block holds steps of 64 bytes, 16 outputs by 2 (bfloat16), 4 (int8) or
-//     8 (int4) inputs, outputs and inputs padded with zeros to 16 and 32. Integers are unsigned: weight + 128 or + 8;
-//     in a step of int4 the low halves are its first 4 inputs. int8 has a float scale an output, int4 a bfloat16 scale
-//     for each group of 32 inputs: (blocks, groups, 16).
+//     8 (int4) inputs, outputs and inputs padded with zeros to 16 and 32. int8 is unsigned, weight + 128, and has a float
+//     scale an output. int4 is a number of LEVELS, in a step the low halves are its first 4 inputs, and has a bfloat16
+//     scale for each group of 32 inputs: (blocks, groups, 16).
 //   spike-fed (by_input): (ins, outs) in float32, bfloat16 or signed int8 with a float scale an output.
 struct Matrix {
     Format format = Format::float32;

@@ -5,7 +5,8 @@ import pytest
 import torch
 from test_exact import ISAS, engine_of, random_model
 
-from symboliclight.engine.pack import from_bfloat16, pack
+from symboliclight.engine.pack import pack
+from symboliclight.engine.rounding import LEVELS, from_bfloat16
 
 SHORT = pytest.mark.parametrize("precision", ["int8", "int4"])
 one = np.float32
@@ -26,14 +27,14 @@ def shortened(x):
 def product(weight, x, precision):
     """W x of 8-bit activations x, float32 as the runtime rounds it: integers are summed exactly."""
     outs, ins = weight.shape
-    data, scale = pack(weight, precision)
+    data, scale = pack(weight, {"int4": "int4.levels"}.get(precision, precision))
     top = np.abs(x).max()
     q = np.pad(nearest(x * (one(127) / top)).astype(np.int64), (0, -ins % 32))
     unit = top / one(127)
     if precision == "int8":
         w = data.transpose(0, 2, 1, 3).reshape(len(data) * 16, -1).astype(np.int64) - 128
         return (w @ q).astype(np.float32)[:outs] * (scale * unit)[:outs]
-    w = np.stack([data & 15, data >> 4], -2).astype(np.int64) - 8  # (blocks, groups, 4, 16, 2, 4)
+    w = LEVELS[np.stack([data & 15, data >> 4], -2)].astype(np.int64)  # (blocks, groups, 4, 16, 2, 4)
     w = w.transpose(0, 3, 1, 2, 4, 5).reshape(len(data) * 16, -1, 32)
     sums = np.zeros(len(w), np.float32)
     for g in range(w.shape[1]):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from test_exact import ISAS, engine_of, random_model, tokens_of
 
-from symboliclight.engine.pack import from_bfloat16, pack, packed_shapes, to_bfloat16
+from symboliclight.engine.pack import pack, packed_shapes
+from symboliclight.engine.places import places
+from symboliclight.engine.rounding import LEVELS, from_bfloat16, to_bfloat16, to_levels
 
-KINDS = ["float32", "bfloat16", "int8", "int4", "float32.by_input", "bfloat16.by_input", "int8.by_input"]
+KINDS = ["float32", "bfloat16", "int8", "int4.levels", "float32.by_input", "bfloat16.by_input", "int8.by_input"]
 
 
 def unpacked(data, scale, kind, outs, ins):
@@ -16,8 +18,8 @@ def unpacked(data, scale, kind, outs, ins):
         return (data * scale).T
     if kind.endswith(".by_input"):
         return (from_bfloat16(data) if data.dtype == np.uint16 else data).T
-    if kind == "int4":
-        q = np.stack([data & 15, data >> 4], -2).astype(np.float32) - 8  # (blocks, groups, 4, 16, 2, 4)
+    if kind == "int4.levels":
+        q = LEVELS[np.stack([data & 15, data >> 4], -2)]  # (blocks, groups, 4, 16, 2, 4)
         w = q.transpose(0, 3, 1, 2, 4, 5).reshape(len(data) * 16, -1, 32)
         return (w * from_bfloat16(scale).transpose(0, 2, 1).reshape(len(w), -1, 1)).reshape(len(w), -1)[:outs, :ins]
     if kind == "float32":
@@ -35,8 +37,9 @@ def test_packing_keeps_weights_within_half_a_step(kind, shape):
     found = [(x.dtype, x.shape) for x in (data, scale) if x is not None]
     assert found == list(packed_shapes(*shape, kind))
     step = {"float32": 0, "bfloat16": 2**-7 * np.abs(w), "int8": np.abs(w).max(1, keepdims=True) / 127,
-            "int4": np.abs(w).max(1, keepdims=True) / 7}[kind.split(".")[0]]  # the far end of int4 has 7 levels, not 8
-    assert np.all(np.abs(unpacked(data, scale, kind, *shape) - w) <= step * (0.505 if kind != "int4" else 1.15) + 1e-9)
+            "int4": np.abs(w).max(1, keepdims=True) * (127 - 101) / 127}[kind.split(".")[0]]  # its widest gap
+    share = 0.62 if kind.startswith("int4") else 0.505  # the first level has no opposite
+    assert np.all(np.abs(unpacked(data, scale, kind, *shape) - w) <= step * share + 1e-9)
 
 
 def test_an_output_of_zeros_stays_zero():
@@ -49,6 +52,33 @@ def test_bfloat16_rounds_as_torch_does():
     x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     expected = torch.from_numpy(x).bfloat16().float().numpy()
     np.testing.assert_array_equal(from_bfloat16(to_bfloat16(x)), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_int4_multiplies_by_the_levels_it_stores(isa):
+    """Beside the model of the stored weights in float32 only the inputs of products are rounded, to 8 bits."""
+    switches = {"ffn": "gelu", "block_spikes": False, "spike_source": "dense", "prior": "none"}  # no spike to flip
+    model, stored, tokens = random_model(**switches), random_model(**switches), tokens_of((1, 30))
+    weights = dict(stored.named_parameters())
+    for place in places(model.config):
+        w = weights[place.name].detach().numpy()
+        weights[place.name].data = torch.from_numpy(unpacked(*pack(w, "int4.levels"), "int4.levels", *w.shape))
+    with torch.no_grad():
+        expected, plain = (m(torch.from_numpy(tokens))[0].numpy() for m in (stored, model))
+    found = engine_of(model, "int4", isa=isa)(tokens)[0]
+    rounded, all_of_it = (np.sqrt(np.square(found - x).mean() / np.square(x).mean()) for x in (expected, plain))
+    assert rounded < 0.02 and all_of_it > 3 * rounded
+
+
+def test_levels_are_the_nearest_and_keep_zeros():
+    w = np.random.default_rng(0).standard_normal((48, 96)).astype(np.float32)
+    w[:, ::7] = 0
+    codes, bits = to_levels(w)
+    scale = np.repeat(from_bfloat16(bits), 32, 1)
+    distance = np.abs(w[..., None] - LEVELS * scale[..., None])
+    np.testing.assert_allclose(np.take_along_axis(distance, codes[..., None].astype(int), -1)[..., 0], distance.min(-1),
+                               atol=1e-6)
+    assert np.all(LEVELS[codes[:, ::7]] == 0)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.03), ("int8", 0.12), ("int4", 0.6)])

@@ -11,7 +11,7 @@ from symboliclight.commands.models import add_model, token_progress
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
-from symboliclight.runner import load_weights
+from symboliclight.runner import load_model, load_weights
 
 DIALECTS = ("nir", "snntorch", "norse", "spikingjelly", "sinabs")
 
@@ -41,6 +41,9 @@ def add(commands: Any) -> None:
     p.add_argument("--precision", choices=PRECISIONS, default="int8",
                    help="how weights are stored; certified: float32, and 8-bit sketches that spare reading most of it; "
                         "under int4 spike-fed matrices and the prior keep 8 bits (default: int8)")
+    p.add_argument("--calibrate", metavar="TEXT",
+                   help="of int4: a text, or a folder of texts, by whose inputs weights are rounded; or none: each to "
+                        "its nearest level, without PyTorch (default: the embedded demo corpus)")
     p.add_argument("--data", metavar="DIR",
                    help="token shards: also report perplexity, differing spikes and top-1 agreement beside float32, by "
                         "domain, and write them to quality.json in the folder; of nir: how often the clamp acts")
@@ -133,7 +136,7 @@ def _clamp_share(args: argparse.Namespace, export: Any) -> None:
 def _runtime(args: argparse.Namespace) -> None:
     from symboliclight import engine
 
-    engine.export(args.model, args.out, args.precision)
+    engine.export(args.model, args.out, args.precision, _moments(args))
     before = (checkpoint.locate(args.model) / checkpoint.MODEL).stat().st_size
     after = (args.out / checkpoint.MODEL).stat().st_size
     quality = _report(args) if args.data else None
@@ -146,6 +149,25 @@ def _runtime(args: argparse.Namespace) -> None:
         print_table(["beside float32", "perplexity", "change", "spikes that differ", "same next token"],
                     [[name, f"{d['perplexity']:.3f}", f"{d['perplexity_change']:+.2%}", f"{d['mismatch']['all']:.3%}",
                       f"{d['top1']:.2%}"] for name, d in quality.items()])
+
+
+def _moments(args: argparse.Namespace) -> dict[str, Any]:
+    """What weights of 4 bits are rounded by, found by reading text with the torch model."""
+    if args.precision != "int4":
+        if args.calibrate is not None:
+            raise InputError(f"--calibrate goes with --precision int4, not {args.precision}; leave it out")
+        return {}
+    if args.calibrate == "none":
+        return {}
+    try:
+        from symboliclight import calibration
+    except ImportError as error:
+        raise InputError("int4 is rounded by what PyTorch computes from text: pip install 'symboliclight[train]', "
+                         "or give --calibrate none") from error
+    model, tokenizer = load_model(args.model)
+    windows = calibration.read_windows(tokenizer, args.calibrate)
+    with token_progress("calibrating", windows.size) as advance:
+        return calibration.moments(model.eval(), windows, advance)
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:

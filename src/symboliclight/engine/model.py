@@ -1,9 +1,10 @@
 """The runtime behind the seam: `engine(tokens, state) -> (logits, state)` in numpy, without torch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,18 @@ def load(directory: str | Path, precision: Precision | None = None, threads: int
     return Engine(config, weights, threads)
 
 
-def export(directory: str | Path, out: str | Path, precision: Precision) -> None:
+def export(directory: str | Path, out: str | Path, precision: Precision,
+           moments: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
     """Write a folder with the weights of a checkpoint as the runtime takes them at `precision`, ready to be mapped.
 
+    Args: moments: what `calibration.moments` found on text; without them a weight of 4 bits is the level nearest to it.
     Raises `InputError` if the checkpoint is missing or damaged, was exported before, or `out` cannot be written.
     """
     directory = checkpoint.locate(directory)
     config = _config(directory)
     tensors = read_checkpoint(directory / checkpoint.MODEL, config)
-    checkpoint.save(out, config, exported_tensors(config, tensors, precision), Tokenizer.load(directory))
+    found = exported_tensors(config, tensors, precision, moments=moments)
+    checkpoint.save(out, config, found, Tokenizer.load(directory))
 
 
 def exported_precision(directory: str | Path) -> Precision | None:

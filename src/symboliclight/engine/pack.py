@@ -2,6 +2,7 @@
 
 A kind is a storage format, `.by_input` for matrices that spikes feed: those are stored input by input, so that a silent
 input costs nothing. Under int4 they stay int8: active rows alone are read, and integers can be summed across inputs.
+`.levels` tells int4 from that of older files, which had even steps.
 "certified" is float32 with a sketch of the matrices whose sums only meet a threshold: same results, fewer bytes.
 """
 
@@ -9,22 +10,27 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from symboliclight.engine.rounding import GROUP, compensated, to_bfloat16, to_levels
+
 Precision = Literal["float32", "bfloat16", "int8", "int4", "certified"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # csrc/engine.hpp, Format
-LANES, GROUP = 16, 32  # outputs side by side; inputs that share a scale under int4
+LANES = 16  # outputs side by side
 
 
 def kind_of(precision: Precision, by_input: bool, in_8_bits: bool) -> str:
     """The kind of a matrix at a precision; `in_8_bits` is one that stays int8 under int4."""
-    stored = "float32" if precision == "certified" else precision
-    if stored == "int4" and in_8_bits:
-        stored = "int8"
+    stored: str = "float32" if precision == "certified" else precision
+    if stored == "int4":
+        stored = "int8" if in_8_bits else "int4.levels"
     return stored + ".by_input" * by_input
 
 
-def pack(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Data and scales of float32 `weight` (outs, ins); `kind` "float32" returns the very array."""
+def pack(weight: np.ndarray, kind: str, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Data and scales of float32 `weight` (outs, ins); `kind` "float32" returns the very array.
+
+    With `moment` (ins, ins) 4-bit weights are rounded for the inputs that it is of (`rounding.compensated`).
+    """
     if kind == "float32":
         return weight, None
     if kind == "float32.by_input":
@@ -40,7 +46,7 @@ def pack(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray | None]:
     if kind == "int8":
         scale = _scale(weight)
         return _interleave((np.rint(weight / scale[:, None]) + 128).astype(np.uint8), 4), scale
-    return _int4(weight)
+    return _int4(weight, moment)
 
 
 def sketch(weight: np.ndarray) -> dict[str, np.ndarray]:
@@ -89,17 +95,6 @@ def packed_shapes(outs: int, ins: int, kind: str) -> tuple[tuple[np.dtype, tuple
     return (dtype, (blocks, groups, 4, LANES, 4)), (np.dtype("u2"), (blocks, groups, LANES))
 
 
-def to_bfloat16(x: np.ndarray) -> np.ndarray:
-    """Nearest bfloat16, ties to even, as uint16; x is finite float32."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 of bfloat16 bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def _padded(weight: np.ndarray) -> np.ndarray:
     outs, ins = weight.shape
     if outs % LANES == 0 and ins % GROUP == 0:
@@ -119,15 +114,14 @@ def _interleave(x: np.ndarray, step: int) -> np.ndarray:
     return np.ascontiguousarray(x.reshape(outs // LANES, LANES, ins // step, step).transpose(0, 2, 1, 3))
 
 
-def _int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of 32 inputs: the weight farthest from 0 becomes -8, so that all 16 levels are in use."""
+def _int4(weight: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Two numbers of levels a byte, by steps of 8 inputs, and a scale for each group of 32."""
     outs, ins = weight.shape
-    groups = weight.reshape(outs // LANES, LANES, ins // GROUP, GROUP)
-    low, high = groups.min(-1), groups.max(-1)
-    bits = to_bfloat16(np.where(-low > high, low, high) / np.float32(-8))
-    scale = from_bfloat16(bits)[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        q = np.where(scale != 0, np.clip(np.rint(groups / scale), -8, 7), 0)
-    q = (q + 8).astype(np.uint8).reshape(outs // LANES, LANES, ins // GROUP, 4, 2, 4)
-    halves = q[..., 0, :] | q[..., 1, :] << 4
-    return np.ascontiguousarray(halves.transpose(0, 2, 3, 1, 4)), np.ascontiguousarray(bits.transpose(0, 2, 1))
+    if moment is None:
+        codes, bits = to_levels(weight)
+    else:
+        codes, bits = compensated(weight, np.pad(moment, (0, ins - len(moment))))
+    codes = codes.reshape(outs // LANES, LANES, ins // GROUP, 4, 2, 4)
+    halves = codes[..., 0, :] | codes[..., 1, :] << 4
+    return (np.ascontiguousarray(halves.transpose(0, 2, 3, 1, 4)),
+            np.ascontiguousarray(bits.reshape(outs // LANES, LANES, -1).transpose(0, 2, 1)))

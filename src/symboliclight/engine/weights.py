@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from symboliclight.engine.pack import (
     packed_shapes,
     sketch,
     sketch_shapes,
-    to_bfloat16,
 )
 from symboliclight.engine.places import (
     EMBEDDING,
@@ -33,6 +32,7 @@ from symboliclight.engine.places import (
     stream_threshold,
     vector_shapes,
 )
+from symboliclight.engine.rounding import to_bfloat16
 from symboliclight.errors import InputError
 
 MAX_STATE = 1 << 34  # bytes a sequence: a config that asks for more is damaged
@@ -109,14 +109,15 @@ def from_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], precisi
 
 
 def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision,
-                     sparse: bool = True) -> dict[str, np.ndarray]:
-    """What an exported folder holds, from the float32 tensors of a checkpoint."""
+                     sparse: bool = True, moments: Mapping[str, np.ndarray] = MappingProxyType({})
+                     ) -> dict[str, np.ndarray]:
+    """What an exported folder holds, from the float32 tensors of a checkpoint; moments as of `calibration.moments`."""
     out = {name: tensors[name] for name in vector_shapes(config)}
     embedding = tensors[EMBEDDING]
     out[f"{EMBEDDING}.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
     for place in _stored(config, precision):
         kind = _kind(place, precision, sparse)
-        data, scale = pack(tensors[place.source], kind)
+        data, scale = pack(tensors[place.source], kind, moments.get(place.name))
         out[f"{place.name}.{kind}"] = data
         if scale is not None:
             out[f"{place.name}.{kind}.scale"] = scale
