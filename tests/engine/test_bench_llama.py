@@ -83,16 +83,15 @@ def test_rows_are_those_of_the_faster_attention(paths, monkeypatch):
     monkeypatch.setattr(llama, "Llama", start)
     monkeypatch.setattr(llama, "check", lambda model, found, tokens: checked.append(list(found)))
     with torch.inference_mode():
-        engine = engine_of(build(preset("tiny")).eval(), "int8")
-        names = ("tiny", "gpt2-tiny", 32)
-        rows = llama._rows(engine, "int8", None, {"Q8_0": paths["Q8_0"]}, tokens_of((1, 256), 4096), names, 3)
+        engines = {name: engine_of(build(preset("tiny")).eval(), "int8") for name in ("one int8", "two int8")}
+        rows = llama._rows(engines, None, {"Q8_0": paths["Q8_0"]}, tokens_of((1, 256), 4096), ("gpt2-tiny", 32), 3.0)
     assert checked == [["Q8_0", "Q8_0, flash attention"]] and [r.sequences for r in rivals] == [1, 1, 16, 16]
-    assert not any(r.open for r in rivals)
-    *measured, read = rows
-    assert [r["target"] for r in measured] == [3.0, None, None]
-    assert all(r["name"].endswith("against gpt2-tiny Q8_0, flash attention") for r in measured)
-    assert all(r["ratio"] == pytest.approx(r["value"] / r["against"], rel=0.5) for r in measured)
-    assert read["against"] == pytest.approx(paths["Q8_0"].stat().st_size / 1e6, rel=1e-3)
+    assert not any(r.open for r in rivals) and len(rows) == 8
+    for name, (*measured, read) in {"one": rows[:4], "two": rows[4:]}.items():
+        assert [r["target"] for r in measured] == [3.0, None, None]
+        assert all(r["name"].endswith(f"{name} int8 against gpt2-tiny Q8_0, flash attention") for r in measured)
+        assert all(r["ratio"] == pytest.approx(r["value"] / r["against"], rel=0.5) for r in measured)
+        assert read["against"] == pytest.approx(paths["Q8_0"].stat().st_size / 1e6, rel=1e-3)
 
 
 def test_other_logits_are_not_measured(model):

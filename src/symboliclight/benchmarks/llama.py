@@ -1,4 +1,4 @@
-"""`bench llama`: the torch-free runtime on v1-194m beside llama.cpp on GPT-2 201M, at the same number of bits.
+"""`bench llama`: the torch-free runtime, models of 194M, beside llama.cpp on GPT-2 201M, at the same number of bits.
 
 llama.cpp is the fastest dense runtime for CPUs that we know. It is compiled on this machine and called through its C
 interface, which `llama-cpp-python` brings. Weights are random on both sides. First its logits must be those of the
@@ -30,6 +30,7 @@ DRIFT = {"F32": 0.002, "F16": 0.005, "BF16": 0.02, "Q8_0": 0.05, "Q4_0": 0.4}  #
 ATTENTION = {"": False, ", flash attention": True}
 ASKED = 3.0  # times its decode speed
 BATCH = 16
+OURS, OURS_QUICK = ("v1-194m", "v1-fed-194m"), ("mini", "v1-fed")  # spikes feed two matrices of a block, or nearly all
 
 
 class Llama:
@@ -121,19 +122,22 @@ def check(model: Any, rivals: Mapping[str, Llama], tokens: np.ndarray) -> None:
 
 def run(directory: Path, quick: bool = False) -> Path:
     """Measure and write results/bench-llama.json; `quick` shrinks the models to test the benchmark."""
-    ours, theirs, prompt = ("mini", "gpt2-mini", 128) if quick else ("v1-194m", "gpt2-201m", 512)
+    ours, theirs, prompt = (OURS_QUICK, "gpt2-mini", 128) if quick else (OURS, "gpt2-201m", 512)
     library, threads, rows, files = _library(), torch.get_num_threads(), [], {}
     torch.manual_seed(0)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as temporary:
-        model, rival = build(preset(ours)).eval(), build(preset(theirs)).eval()
-        tokens = np.random.default_rng(0).integers(0, preset(ours).vocab_size, (1, 2048))
-        decode.check(model, {"float32": decode.engine_of(model, "float32")}, preset(ours).vocab_size)
+        models = {name: build(preset(name)).eval() for name in ours}
+        rival = build(preset(theirs)).eval()
+        tokens = np.random.default_rng(0).integers(0, rival.config.vocab_size, (1, 2048))
+        for model in models.values():
+            decode.check(model, {"float32": decode.engine_of(model, "float32")}, rival.config.vocab_size)
         for p in PRECISIONS:
             paths = {kind: Path(temporary) / f"{kind}.gguf" for kind in KINDS[p]}
             for kind, path in paths.items():
                 gpt2_gguf.write(rival, path, kind)
                 files[kind] = path.stat().st_size
-            rows += _rows(decode.engine_of(model, p), p, rival, paths, tokens, (ours, theirs, prompt), threads)
+            engines = {f"{name} {p}": decode.engine_of(model, p) for name, model in models.items()}
+            rows += _rows(engines, rival, paths, tokens, (theirs, prompt), None if p == "certified" else ASKED)
             for path in paths.values():
                 path.unlink()
     features = library.llama_print_system_info().decode().split(" = 1 | ")
@@ -141,30 +145,39 @@ def run(directory: Path, quick: bool = False) -> Path:
                  llama_cpp_python=library.__version__, features=[f.split(" : ")[-1] for f in features if f.strip()])
 
 
-def _rows(engine: Engine, precision: str, model: Any, paths: Mapping[str, Path], tokens: np.ndarray,
-          names: tuple[str, str, int], threads: int) -> list[dict[str, Any]]:
+def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], tokens: np.ndarray,
+          rival: tuple[str, int], asked: float | None) -> list[dict[str, Any]]:
     """One precision: a token at a time, 16 sequences, a prompt, and the bytes that a token reads."""
-    ours, theirs, prompt = names
-    text, texts = tokens[:, :prompt], many(tokens, BATCH)
+    (theirs, prompt), threads = rival, next(iter(engines.values())).threads
+    text, texts, rows = tokens[:, :prompt], many(tokens, BATCH), []
 
-    def against(what: str, found: Rounds, tokens_a_run: int, asked: float | None = None) -> dict[str, Any]:
-        best = min((name for name in found.seconds if name != "ours"), key=found.median)
-        return row(f"{what}, {ours} {precision} against {theirs} {best}", "tokens/s",
-                   tokens_a_run / found.median("ours"), tokens_a_run / found.median(best), found.faster("ours", best),
-                   asked)
+    def against(what: str, name: str, found: Rounds, tokens_a_run: int, asked: float | None = None) -> None:
+        best = min((n for n in found.seconds if n not in engines), key=found.median)
+        rows.append(row(f"{what}, {name} against {theirs} {best}", "tokens/s", tokens_a_run / found.median(name),
+                        tokens_a_run / found.median(best), found.faster(name, best), asked))
 
     with _started(paths, threads, 1, 512) as rivals:
         check(model, rivals, tokens[:, :64])
-        one = _turns(decode.decoder(engine, tokens), {n: r.decoder(tokens) for n, r in rivals.items()})
-        read = _turns(lambda: engine.last(text), {n: r.prefill(text) for n, r in rivals.items()})
+        one = _turns({n: decode.decoder(e, tokens) for n, e in engines.items()},
+                     {n: r.decoder(tokens) for n, r in rivals.items()})
+        read = _turns({n: _prefill(e, text) for n, e in engines.items()},
+                      {n: r.prefill(text) for n, r in rivals.items()})
     with _started(paths, threads, BATCH, 256) as rivals:
-        batch = _turns(decode.decoder(engine, texts), {n: r.decoder(texts) for n, r in rivals.items()})
-    rows = [against("decode", one, decode.TOKENS, None if precision == "certified" else ASKED),
-            against(f"decode, batch {BATCH}", batch, BATCH * decode.TOKENS),
-            against(f"prefill of {prompt} tokens", read, prompt)]
-    touched, size = sum(decode.bytes_per_token(engine, tokens).values()), min(p.stat().st_size for p in paths.values())
-    return [*rows, row(f"bytes read a token, {ours} {precision}, against the file of {theirs}", "MB", touched / 1e6,
-                       size / 1e6, size / touched)]
+        batch = _turns({n: decode.decoder(e, texts) for n, e in engines.items()},
+                       {n: r.decoder(texts) for n, r in rivals.items()})
+    size = min(path.stat().st_size for path in paths.values())
+    for name, engine in engines.items():
+        against("decode", name, one, decode.TOKENS, asked)
+        against(f"decode, batch {BATCH}", name, batch, BATCH * decode.TOKENS)
+        against(f"prefill of {prompt} tokens", name, read, prompt)
+        touched = sum(decode.bytes_per_token(engine, tokens).values())
+        rows.append(row(f"bytes read a token, {name}, against the file of {theirs}", "MB", touched / 1e6, size / 1e6,
+                        size / touched))
+    return rows
+
+
+def _prefill(engine: Engine, text: np.ndarray) -> decode.Decode:
+    return lambda: engine.last(text)
 
 
 @contextmanager
@@ -179,5 +192,5 @@ def _started(paths: Mapping[str, Path], threads: int, sequences: int, length: in
         yield found
 
 
-def _turns(ours: decode.Decode, theirs: Mapping[str, decode.Decode]) -> Rounds:
-    return turns({"ours": ours, **theirs}, rounds=31, seconds=40, twice=True)
+def _turns(ours: Mapping[str, decode.Decode], theirs: Mapping[str, decode.Decode]) -> Rounds:
+    return turns({**ours, **theirs}, rounds=31, seconds=30, twice=True)
