@@ -123,11 +123,13 @@ def check(model: Any, rivals: Mapping[str, Llama], tokens: np.ndarray) -> None:
 def run(directory: Path, quick: bool = False) -> Path:
     """Measure and write results/bench-llama.json; `quick` shrinks the models to test the benchmark."""
     ours, theirs, prompt = (OURS_QUICK, "gpt2-mini", 128) if quick else (OURS, "gpt2-201m", 512)
-    library, threads, rows, files = _library(), torch.get_num_threads(), [], {}
+    library, threads = _library(), torch.get_num_threads()
+    rows: list[dict[str, Any]] = []
+    files: dict[str, int] = {}
     torch.manual_seed(0)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as temporary:
-        models = {name: build(preset(name)).eval() for name in ours}
-        rival = build(preset(theirs)).eval()
+        models: dict[str, Any] = {name: build(preset(name)).eval() for name in ours}
+        rival: Any = build(preset(theirs)).eval()
         tokens = np.random.default_rng(0).integers(0, rival.config.vocab_size, (1, 2048))
         for model in models.values():
             decode.check(model, {"float32": decode.engine_of(model, "float32")}, rival.config.vocab_size)
@@ -148,8 +150,9 @@ def run(directory: Path, quick: bool = False) -> Path:
 def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], tokens: np.ndarray,
           rival: tuple[str, int], asked: float | None) -> list[dict[str, Any]]:
     """One precision: a token at a time, 16 sequences, a prompt, and the bytes that a token reads."""
-    (theirs, prompt), threads = rival, next(iter(engines.values())).threads
-    text, texts, rows = tokens[:, :prompt], many(tokens, BATCH), []
+    (theirs, prompt), threads = rival, torch.get_num_threads()
+    text, texts = tokens[:, :prompt], many(tokens, BATCH)
+    rows: list[dict[str, Any]] = []
 
     def against(what: str, name: str, found: Rounds, tokens_a_run: int, asked: float | None = None) -> None:
         best = min((n for n in found.seconds if n not in engines), key=found.median)
