@@ -14,7 +14,7 @@ FLOORS: list[set[str]] = [
     {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance"},
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
-    {"distribution", "sampling", "likelihood", "runner", "train", "optim", "distributed"},
+    {"distribution", "sampling", "likelihood", "runner", "train", "optim", "distributed", "calibration"},
     {"evaluate", "sparsity", "operations", "energy", "study", "report", "plots", "rasters", "recipes", "interop",
      "quality", "card", "benchmarks"},
     {"cli", "commands", "serve"},
