@@ -47,6 +47,8 @@ class Llama:
         how.n_threads = how.n_threads_batch = threads
         how.flash_attn_type = int(flash)
         self.context = c.llama_init_from_model(self.model, how)
+        if not self.context:
+            raise InputError(f"bench llama: llama.cpp has no memory for {sequences} texts of {length} tokens")
         self.batch = c.llama_batch_init(sequences * length, 0, 1)
 
     def read(self, tokens: np.ndarray, position: int, every: bool = False) -> np.ndarray:
