@@ -14,8 +14,8 @@ enum class Format { float32, bfloat16, int8, int4 };
 
 constexpr int64_t LANES = 16, GROUP = 32;  // outputs side by side in a packed matrix; inputs padded to, int4 group
 
-// What the 16 values of int4 stand for, in units of their scale: pack.LEVELS.
-constexpr int8_t LEVELS[16] = {-127, -101, -81, -64, -49, -36, -24, -12, 0, 12, 25, 39, 53, 69, 88, 111};
+// What the 16 values of int4 stand for, in units of their scale, + 128: rounding.LEVELS.
+alignas(16) constexpr uint8_t LEVELS[16] = {1, 27, 47, 64, 79, 92, 104, 116, 128, 140, 153, 167, 181, 197, 216, 239};
 
 // y = M x. Three layouts:
 //   dense-fed float32: (outs, ins), as in the checkpoint.

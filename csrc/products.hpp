@@ -98,25 +98,19 @@ inline vint load_words(const uint8_t* p) {
     return x;
 }
 
-// The levels + 128 that the bytes of `codes` stand for, each below 16.
-struct Levels {
-#if defined(__AVX2__)
-    const __m128i sixteen = _mm_add_epi8(_mm_loadu_si128((const __m128i*)LEVELS), _mm_set1_epi8(-128));
-#endif
-
-    vint operator()(vint codes) const {
+// The LEVELS that the bytes of `codes` number.
+inline vint levels(vint codes) {
 #if defined(__AVX512F__)
-        return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(sixteen), (__m512i)codes);
+    return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)codes);
 #elif defined(__AVX2__)
-        return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(sixteen), (__m256i)codes);
+    return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)codes);
 #else
-        uint8_t bytes[4 * W];
-        std::memcpy(bytes, &codes, sizeof bytes);
-        for (uint8_t& byte : bytes) byte = uint8_t(LEVELS[byte] + 128);
-        return load_words(bytes);
+    uint8_t bytes[4 * W];
+    std::memcpy(bytes, &codes, sizeof bytes);
+    for (uint8_t& byte : bytes) byte = LEVELS[byte];
+    return load_words(bytes);
 #endif
-    }
-};
+}
 
 inline int32_t four_of(const int8_t* q) {
     int32_t four;
@@ -185,7 +179,6 @@ struct Block {
         const uint8_t* w = (const uint8_t*)m.data + block * groups * GROUP * LANES / 2;
         const bf16* scale = (const bf16*)m.scale + block * groups * LANES;
         const vint low_half = splat_int(0x0f0f0f0f);
-        const Levels levels;
         Fetch ahead(w, groups * GROUP * LANES / 2, n, C, N);
         for (int64_t g = 0; g < groups; ++g, scale += LANES) {
             vint dots[C][PIECES];

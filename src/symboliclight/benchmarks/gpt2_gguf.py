@@ -5,8 +5,6 @@ from typing import Any
 
 from symboliclight.errors import InputError
 
-KINDS = ("F32", "BF16", "F16", "Q8_0", "Q4_0")
-
 _NAMES = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
           "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
 _OUTSIDE = {"wte.weight": "token_embd.weight", "wpe.weight": "position_embd.weight",
@@ -14,7 +12,7 @@ _OUTSIDE = {"wte.weight": "token_embd.weight", "wpe.weight": "position_embd.weig
 
 
 def write(model: Any, path: Path, kind: str) -> None:
-    """Write a `GPT2`; all matrices but the positions are of one kind of `KINDS`, vectors stay float32.
+    """Write a `GPT2`; all matrices but the positions are of one `kind`, as "Q8_0"; vectors stay float32.
 
     The output layer is the token embedding, which llama.cpp takes where a file has no other.
     Raises `InputError` without the `gguf` package.
