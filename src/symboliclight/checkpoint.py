@@ -58,9 +58,7 @@ def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any] 
     """
     directory = Path(directory)
     partial, old = _beside(directory)
-    _recover(directory)
-    if directory.exists() and not (directory / CONFIG).is_file():
-        raise InputError(f"{directory} exists and is not a checkpoint; choose another directory")
+    require_free(directory)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / STATE).parent.mkdir(parents=True)
@@ -85,6 +83,13 @@ def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any] 
         shutil.rmtree(partial, ignore_errors=True)
         _recover(directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def require_free(directory: Path) -> None:
+    """Raise `InputError` if something is there that is not a checkpoint, which `save` would not replace."""
+    _recover(directory)
+    if directory.exists() and not (directory / CONFIG).is_file():
+        raise InputError(f"{directory} exists and is not a checkpoint; choose another directory")
 
 
 def load(directory: str | Path, framework: Framework = "torch") -> tuple[ModelConfig, dict[str, Any]]:

@@ -113,6 +113,16 @@ def test_export_refuses_in_one_line(options, said, small_checkpoint, tmp_path, c
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_something_else_is_refused_before_calibrating(small_checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.txt").write_text("mine")
+    monkeypatch.setattr(calibration, "moments", lambda *args: pytest.fail("calibrated for nothing"))
+    options = ["--model", str(small_checkpoint), "--out", str(tmp_path), "--precision", "int4"]
+    assert main(["export", *options]) == 2
+    error = capsys.readouterr().err
+    assert "not a checkpoint" in error and error.count("\n") == 1
+    assert (tmp_path / "own.txt").read_text() == "mine"
+
+
 def test_without_pytorch_one_line_says_what_to_do(small_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "symboliclight.calibration", None)
     monkeypatch.delattr("symboliclight.calibration", raising=False)

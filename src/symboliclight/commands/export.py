@@ -164,6 +164,7 @@ def _moments(args: argparse.Namespace) -> dict[str, Any]:
     except ImportError as error:
         raise InputError("int4 is rounded by what PyTorch computes from text: pip install 'symboliclight[train]', "
                          "or give --calibrate none") from error
+    checkpoint.require_free(args.out)  # before a minute of reading
     model, tokenizer = load_model(args.model)
     windows = calibration.read_windows(tokenizer, args.calibrate)
     with token_progress("calibrating", windows.size) as advance:
