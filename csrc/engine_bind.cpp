@@ -86,7 +86,8 @@ class Engine {
             {"embedding", &m_.embedding, m_.V, D}, {"tcam", &p.tcam, D, D}, {"decay_gate", &p.decay_gate, m_.H, D},
             {"q", &p.q, D, D}, {"k", &p.k, D, D}, {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D},
             {"up.sketch", &p.sketch.rough, m_.F, D}, {"head.sketch", &m_.head_sketch.rough, m_.V, D}, {"prior_up.sketch", &m_.prior_sketch.rough, m_.V, P}, {"down", &p.down, D, m_.F},
-            {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P}};
+            {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P},
+            {"head.residual", &m_.residual, int64_t(tokens_.size()), D}};
         for (auto& place : places)
             if (site == place.name) {
                 if (outs != place.outs || ins != place.ins) throw std::invalid_argument(site + " has the wrong shape");
@@ -96,6 +97,16 @@ class Engine {
                 return;
             }
         throw std::invalid_argument("unknown site " + site);
+    }
+
+    // The rows of the head that have a residual, before the matrix of it.
+    void tokens(Array<const int64_t> ids) {
+        tokens_.assign(ids.data(), ids.data() + ids.size()), first_.clear();
+        const auto begin = tokens_.begin(), end = tokens_.end();
+        if (begin != end && (*begin < 0 || end[-1] >= m_.V || std::adjacent_find(begin, end, std::greater_equal<>()) != end))
+            throw std::invalid_argument("the tokens do not rise within the vocabulary");
+        for (int64_t o = 0; o < m_.V + LANES; o += LANES) first_.push_back(std::lower_bound(begin, end, o) - begin);
+        m_.tokens = tokens_.data(), m_.first = first_.data(), m_.residual = {};
     }
 
     void vector(const std::string& site, int64_t layer, Array<const float> data) {
@@ -194,6 +205,7 @@ class Engine {
                     m_.encoder_norm.bias && (m_.prior != Prior::fixed || m_.bias) &&
                     (m_.prior != Prior::dynamic || (m_.prior_down.data && m_.prior_up.data));
         good = good && sound(m_.head_sketch, m_.head) && sound(m_.prior_sketch, m_.prior_up) &&
+               (!m_.residual.data || (alike(m_.residual, m_.head) && !m_.head_sketch.rough.data)) &&
                (m_.prior != Prior::dynamic || !m_.head_sketch.rough.data == !m_.prior_sketch.rough.data);
         for (const Layer& p : layers_) {
             good = good && p.out.data && p.up.data && p.down.data && sound(p.sketch, p.up);
@@ -226,6 +238,7 @@ class Engine {
             w.key = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.k;
             w.value = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.v;
             w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
+            w.residual = take<float>(N * m_.residual.outs);
             w.gate = take<uint8_t>(N);
             for (Operand* x : {&w.spikes, &w.stream})
                 *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
@@ -251,13 +264,12 @@ class Engine {
     std::vector<Bytes> matrices_;  // these keep the arrays alive
     std::vector<Array<const float>> vectors_;
     std::vector<float> levels_, ffn_levels_;    // thresholds where none is learned
-    std::vector<int64_t> tcam_, up_, down_, exact_;
-    int64_t layers_run_ = 0, sketched_ = 0, chosen_[2] = {};
+    std::vector<int64_t> tokens_, first_, tcam_, up_, down_, exact_;
+    int64_t layers_run_ = 0, sketched_ = 0, chosen_[2] = {}, used_ = 0, capacity_ = 0;
     const EngineIsa* isa_ = supported().back();
     Pool pool_;
     std::mutex mutex_;
     std::unique_ptr<char[], Free> memory_;
-    int64_t used_ = 0, capacity_ = 0;
 };
 
 }  // namespace
@@ -275,6 +287,7 @@ NB_MODULE(_engine, m) {
         .def("matrix", &Engine::matrix, nb::arg("site"), nb::arg("layer"), nb::arg("format"), nb::arg("by_input"), nb::arg("outs"),
              nb::arg("ins"), nb::arg("data"), nb::arg("scale").none())
         .def("vector", &Engine::vector)
+        .def("tokens", &Engine::tokens)
         .def("forward", &Engine::forward, nb::arg("tokens"), nb::arg("position"), nb::arg("v"), nb::arg("h"), nb::arg("k"),
              nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"), nb::arg("tails"),
              nb::arg("logits").none(), nb::arg("all"), nb::arg("top") = 0, nb::arg("encoder").none() = nb::none(), nb::arg("mixer").none() = nb::none(),

@@ -23,6 +23,7 @@ struct Head : Attention {
         const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
         each(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
         sync();
+        if (m.residual.data) product(m.residual, in, w.residual, rows);
         if (dynamic) {
             product(m.prior_down, in, w.prior, rows);
             sync();
@@ -30,12 +31,14 @@ struct Head : Attention {
                 gelu(w.prior + n * m.prior_down.outs, m.prior_down.outs, m.prior_weight);
                 rough ? prepare_sketch(m.prior_sketch.rough, prior, n) : prepare(m.prior_up, prior, n);
             });
-            sync();
         }
+        if (dynamic || m.residual.data) sync();
         if (rough) return choose(in, prior, rows, logits, top, dynamic);
         take(units(m.head), [&](int64_t begin, int64_t end) {
             multiply(m.head, in, rows, logits, begin, end);
             if (m.prior == Prior::dynamic) multiply(m.prior_up, prior, rows, logits, begin, end, true);
+            for (int64_t n = 0; m.residual.data && n < rows; ++n)
+                for (int64_t i = m.first[begin]; i < m.first[end]; ++i) logits[n * m.V + m.tokens[i]] += w.residual[n * m.residual.outs + i];
             int64_t last = end * LANES < m.V ? end * LANES : m.V;
             for (int64_t n = 0; m.prior == Prior::fixed && n < rows; ++n)
                 for (int64_t o = begin * LANES; o < last; ++o) logits[n * m.V + o] += m.bias[o];

@@ -49,7 +49,7 @@ def _tokens(file: Path, tokenizer: Tokenizer) -> Iterator[int]:
 
 def moments(model: Any, windows: np.ndarray, on_tokens: Callable[[int], None] = lambda count: None
             ) -> dict[str, np.ndarray]:
-    """Name of each matrix of `calibrated` -> mean of x xᵀ (ins, ins) over its inputs x, float64.
+    """Name of each matrix of `calibrated` -> mean of x xᵀ (ins, ins) over its inputs x, float64; "tokens" -> (V,) counts.
 
     windows: (n, T) tokens, each row read without a past. The torch model reads them as it does without gradients.
     """
@@ -71,7 +71,8 @@ def moments(model: Any, windows: np.ndarray, on_tokens: Callable[[int], None] = 
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (x / windows.size).numpy() for name, x in sums.items()}
+    counts = np.bincount(windows.reshape(-1), minlength=model.config.vocab_size)
+    return {name: (x / windows.size).numpy() for name, x in sums.items()} | {"tokens": counts}
 
 
 def _before(add: Callable[[str, Tensor], None], name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -60,7 +60,7 @@ WEIGHTS = {
     "no tensors": lambda d: join({}, b""), "metadata a number": header_of(lambda h: h | {"__metadata__": 1}),
     "tensor a number": header_of(lambda h: h | {"x": 1}),
     "unknown tensor": header_of(lambda h: h | {"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
-    "unknown dtype": entry(lambda e: e.update(dtype="F99")), "other dtype": entry(lambda e: e.update(dtype="I64")),
+    "unknown dtype": entry(lambda e: e.update(dtype="F99")), "other dtype": entry(lambda e: e.update(dtype="I8")),
     "dtype a list": entry(lambda e: e.update(dtype=["F32"])), "bool shape": entry(lambda e: e.update(shape=[True])),
     "negative shape": entry(lambda e: e.update(shape=[-1, -1])),
     "absurd shape": entry(lambda e: e.update(shape=[2**61, 2**61])),

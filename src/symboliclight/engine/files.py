@@ -81,7 +81,7 @@ def _entry(name: str, value: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
 
 def finite(array: np.ndarray) -> bool:
     """Has float32 `array`, or bfloat16 as uint16, neither NaN nor infinity? Reads it twice, allocates nothing."""
-    if not array.size or array.dtype.itemsize == 1:
+    if not array.size or array.dtype.itemsize in (1, 8):  # integers
         return True
     bits = 8 * array.dtype.itemsize
     top = 0x7F80 << (bits - 16)

@@ -87,6 +87,8 @@ class Engine:
             self._native.set_isa(self.isa)
         self.isa = self._native.isa
         self._spike_fed = {m.site for m in self.weights.matrices if m.by_input}
+        if self.weights.tokens is not None:
+            self._native.tokens(self.weights.tokens)
         for m in self.weights.matrices:
             self._native.matrix(m.site, m.layer, m.format, m.by_input, m.outs, m.ins, m.data, m.scale)
         for site, layer, array in self.weights.vectors:
@@ -171,17 +173,17 @@ class Engine:
         whole = dict(read)
         for m in self.weights.matrices:
             size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0
-            site, _, rough = m.site.partition(".")
+            site, _, part = m.site.partition(".")
             if m.by_input and site in active:
                 fraction = active[site][m.layer]
-            elif rough:
+            elif part == "sketch":
                 fraction = seen[site]
             elif seen.get(site):
                 fraction = 1 - seen[site] + seen[site] * in_full[site][m.layer]
             if site == "embedding":
                 size = m.data[0].nbytes
             read[m.site] = read.get(m.site, 0) + size * fraction
-            if not rough:
+            if part != "sketch":
                 whole[site] = whole.get(site, 0) + size
         return {"tokens": self.tokens_read, "bytes": read, "whole": whole, "active": active}
 

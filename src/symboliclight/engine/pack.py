@@ -10,12 +10,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from symboliclight.engine.rounding import GROUP, compensated, to_bfloat16, to_levels
+from symboliclight.engine.rounding import GROUP, LEVELS, compensated, from_bfloat16, to_bfloat16, to_levels
 
 Precision = Literal["float32", "bfloat16", "int8", "int4", "certified"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # csrc/engine.hpp, Format
 LANES = 16  # outputs side by side
+FREQUENT = 8  # one of so many rows of the head keeps what 4 bits leave of it
 
 
 def kind_of(precision: Precision, by_input: bool, in_8_bits: bool) -> str:
@@ -65,6 +66,22 @@ def sketch(weight: np.ndarray) -> dict[str, np.ndarray]:
     lost += (ins + 32) * unit * whole + 32 * unit * kept
     kept *= 1 + 32 * unit
     return {"data": data, "scale": scale, "lost": _rounded_up(lost), "kept": _rounded_up(kept)}
+
+
+def residual(weight: np.ndarray, data: np.ndarray, scale: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What 4 bits leave of some rows of float32 `weight` (outs, ins), in 4 bits of its own.
+
+    data, scale: the weight as `pack` has it. Returns: data and scale of what is left of the rows; as `tokens`, the rows.
+    """
+    left = weight[rows] - _from_int4(data, scale)[rows, : weight.shape[1]]
+    data, scale = _int4(_padded(left), None)
+    return {"data": data, "scale": scale, "tokens": rows}
+
+
+def residual_shapes(outs: int, ins: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """dtype and shape of what `residual` returns for so many rows."""
+    data, scale = packed_shapes(outs, ins, "int4.levels")
+    return {"data": data, "scale": scale, "tokens": (np.dtype(np.int64), (outs,))}
 
 
 def _rounded_up(x: np.ndarray) -> np.ndarray:
@@ -125,3 +142,11 @@ def _int4(weight: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray, np
     halves = codes[..., 0, :] | codes[..., 1, :] << 4
     return (np.ascontiguousarray(halves.transpose(0, 2, 3, 1, 4)),
             np.ascontiguousarray(bits.reshape(outs // LANES, LANES, -1).transpose(0, 2, 1)))
+
+
+def _from_int4(data: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The float32 weights (outs up to 16, ins up to 32) that `_int4` stores."""
+    blocks, groups = data.shape[:2]
+    levels = LEVELS[np.stack([data & 15, data >> 4], 3)]  # (blocks, groups, 4, 2, 16, 4)
+    weight = levels.transpose(0, 4, 1, 2, 3, 5).reshape(blocks, LANES, groups, GROUP)
+    return (weight * from_bfloat16(scale).transpose(0, 2, 1)[..., None]).reshape(blocks * LANES, groups * GROUP)

@@ -62,6 +62,11 @@ def sketched(c: ModelConfig, precision: Precision) -> list[Place]:
     return [p for p in places(c) if precision == "certified" and p.site in sites and not p.spikes]
 
 
+def with_residual(c: ModelConfig, precision: Precision) -> list[Place]:
+    """Matrices of 4 bits of which some rows keep what that leaves of them: the head, and the tokens met most often."""
+    return [p for p in places(c) if precision == "int4" and p.site == "head"]
+
+
 def vector_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of everything that is not a matrix."""
     D, norm = c.d_model, ("weight", "bias") if c.norm == "layer" else ("bias",)

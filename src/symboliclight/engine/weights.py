@@ -12,12 +12,15 @@ from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.pack import (
     FORMAT,
+    FREQUENT,
     LANES,
     PRECISIONS,
     Precision,
     kind_of,
     pack,
     packed_shapes,
+    residual,
+    residual_shapes,
     sketch,
     sketch_shapes,
 )
@@ -31,6 +34,7 @@ from symboliclight.engine.places import (
     sketched,
     stream_threshold,
     vector_shapes,
+    with_residual,
 )
 from symboliclight.engine.rounding import to_bfloat16
 from symboliclight.errors import InputError
@@ -59,6 +63,7 @@ class Weights:
     matrices: list[Matrix]
     vectors: list[tuple[str, int, np.ndarray]]  # (site, layer, float32)
     prior_weight: float
+    tokens: np.ndarray | None  # ids whose logits have a residual, rising; their matrix is "head.residual"
 
 
 def read(file: Path, config: ModelConfig, precision: Precision | None, sparse: bool) -> Weights:
@@ -76,6 +81,8 @@ def read(file: Path, config: ModelConfig, precision: Precision | None, sparse: b
                 for name, dtype, shape in _exported_shapes(config, found)}
     checkpoint.check_tensors(file, tensors, expected)
     _check_finite(file, tensors)
+    for place in with_residual(config, found):
+        _check_tokens(file, config, tensors[f"{place.name}.residual.tokens"])
     return _assemble(config, tensors, found, True)
 
 
@@ -123,7 +130,26 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
             out[f"{place.name}.{kind}.scale"] = scale
     for place in sketched(config, precision):
         out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(tensors[place.source]).items()}
+    for place in with_residual(config, precision):
+        kind, rows = _kind(place, precision), frequent(embedding, moments.get("tokens"))
+        left = residual(tensors[place.source], out[f"{place.name}.{kind}"], out[f"{place.name}.{kind}.scale"], rows)
+        out |= {f"{place.name}.residual.{part}": array for part, array in left.items()}
     return out
+
+
+def frequent(embedding: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """Ids of the eighth of the tokens that text holds most often, rising, int64.
+
+    counts: (V,) of each in some text. Among equal counts, and without any, those with the longest rows of `embedding`
+    (V, D) go first: training moves the rows of frequent tokens farthest.
+    """
+    counts = np.zeros(len(embedding)) if counts is None else counts
+    order = np.lexsort((-np.square(embedding, dtype=np.float64).sum(1), -counts))
+    return np.sort(order[: _frequent(len(embedding))])
+
+
+def _frequent(vocab_size: int) -> int:
+    return max(vocab_size // FREQUENT, 1)
 
 
 def _kind(place: Place, precision: Precision, sparse: bool = True) -> str:
@@ -151,6 +177,9 @@ def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tupl
     for place in sketched(config, precision):
         for part, (dtype, shape) in sketch_shapes(place.outs, place.ins).items():
             yield f"{place.name}.sketch.{part}", dtype, shape
+    for place in with_residual(config, precision):
+        for part, (dtype, shape) in residual_shapes(_frequent(place.outs), place.ins).items():
+            yield f"{place.name}.residual.{part}", dtype, shape
 
 
 def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision, sparse: bool) -> Weights:
@@ -170,7 +199,12 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
         site = f"{p.site}.sketch"
         matrices.append(Matrix(site, p.layer, FORMAT["int8"], False, p.outs, p.ins, parts["data"], parts["scale"]))
         vectors += [(f"{site}.{part}", p.layer, parts[part]) for part in ("lost", "kept")]
-    return Weights(precision, matrices, vectors, weight)
+    tokens = None
+    for p in with_residual(c, precision):
+        parts = {part: tensors[f"{p.name}.residual.{part}"] for part in residual_shapes(0, p.ins)}
+        tokens, left = parts["tokens"], FORMAT["int4"]
+        matrices.append(Matrix("head.residual", 0, left, False, len(tokens), p.ins, parts["data"], parts["scale"]))
+    return Weights(precision, matrices, vectors, weight, tokens)
 
 
 def _vectors(c: ModelConfig, tensors: Mapping[str, np.ndarray], prior: float) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -232,3 +266,8 @@ def _check_finite(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
         if not finite(array):
             raise InputError(f"{file}: {name} holds NaN or infinity; use an earlier checkpoint")
 
+
+
+def _check_tokens(file: Path, c: ModelConfig, tokens: np.ndarray) -> None:
+    if tokens[0] < 0 or tokens[-1] >= c.vocab_size or np.any(tokens[1:] <= tokens[:-1]):
+        raise InputError(f"{file}: the tokens that have a residual do not rise within the vocabulary; export again")
