@@ -38,13 +38,6 @@ struct Attention : Looking {
         std::memcpy(row + m.K, &scale, sizeof scale);
     }
 
-    // Fetches a key or a value, but for an end that lies with the beginning of the next one.
-    template <class Key>
-    void fetch(const void* row, int64_t after = 0) const {
-        const int64_t size = length<Key>() * int64_t(sizeof(Key));
-        for (int64_t at = 0; at < size - size % 64; at += 64) __builtin_prefetch((const char*)row + after + at);
-    }
-
     // score = q . key, keys by fours; every sum has one order, whatever its neighbours.
     template <class Key, int Q>
     void dots(const float* q, const Sight& s) const {
@@ -68,7 +61,7 @@ struct Attention : Looking {
         };
         int64_t j = 0;
         for (; j + 4 <= s.count; j += 4) {
-            for (int64_t next = j; Q == 1 && next < j + 4; ++next) fetch<Key>(s.values[next]);  // one query: they come from memory
+            s.coming.fetch(2);
             some(j, Count<4>{});
         }
         for (; j < s.count; ++j) some(j, Count<1>{});
@@ -87,9 +80,13 @@ struct Attention : Looking {
             vfloat x = seen ? load(score + j, l) * scale : never;
             store(score + j, x, l);
             most = max(most, x);
+            s.coming.fetch(2);
         });
         most = splat(max(most));
-        lanes(s.count, [&](int64_t j, auto l) { store(score + j, exp(load(score + j, l) - most), l); });
+        lanes(s.count, [&](int64_t j, auto l) {
+            store(score + j, exp(load(score + j, l) - most), l);
+            s.coming.fetch(2);
+        });
         for (int64_t j = 0; j < s.count; ++j) whole += score[j];
         return whole;
     }
@@ -100,7 +97,7 @@ struct Attention : Looking {
         for (; at + G * W <= m.K; at += G * W) {
             vfloat sum[Q][G] = {};
             for (int64_t j = 0; j < s.count; ++j) {
-                if (Q == 1 && at == 0) fetch<Key>(s.keys[j], s.next);
+                if (at == 0 && j % 2) s.coming.fetch(1);
                 vfloat value[G];
                 for (int g = 0; g < G; ++g) value[g] = load((const Key*)s.values[j] + at + g * W, Full{});
                 const float by = unit((const Key*)s.values[j]);

@@ -15,13 +15,25 @@ struct Looking : Step {
     template <class Key>
     int64_t length() const { return sizeof(Key) == 1 ? m.K + int64_t(sizeof(float)) : m.K; }
 
+    // The ring of keys and that of values which the thread most likely reads next, on their way from memory into the second
+    // cache: a piece here and a piece there, so that memory works while this one computes.
+    struct Coming {
+        const char *keys = nullptr, *values = nullptr;
+        int64_t row = 0, bytes = 0;  // of a key; of what is filled of a ring
+        mutable int64_t at = 0, goal = 0;
+
+        void fetch(int64_t rows) const {
+            for (goal += rows * row; at < goal && at < bytes; at += 64) __builtin_prefetch(keys + at, 0, 2), __builtin_prefetch(values + at, 0, 2);
+        }
+    };
+
     // What the queries of a block see: keys, values, and the first and last query that may, counted from the block's first.
     struct Sight {
         const void **keys, **values;
         int32_t *from, *to;
         float* score;  // (Q, room)
         int64_t room, count;
-        int64_t next;  // bytes from a key to that of the head, or sequence, that most likely comes next
+        Coming coming;
 
         // Adds the open ones of n keys and values that lie `step` apart. The queries from `first` to `final` may see the first of
         // them, and each key is one later than the key before it.
@@ -49,9 +61,13 @@ struct Looking : Step {
         const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
         const int64_t room = sight(m);
         Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
-                w.score + thread * QUERIES * room, room, 0, 0};
+                w.score + thread * QUERIES * room, room, 0, {}};
         const int64_t item = b * m.H + h + 1;  // the next, at the same layer
-        if (item < B * m.H) s.next = (((item / m.H) * m.L + layer) * m.H + item % m.H - at) * m.W * size * int64_t(sizeof(Key));
+        if (Q == 1 && item < B * m.H) {  // one query: keys come from memory
+            const int64_t step = (((item / m.H) * m.L + layer) * m.H + item % m.H - at) * m.W * size, bytes = size * sizeof(Key);
+            const int64_t filled = least(m.W, most(state.position[item / m.H], 0));
+            s.coming = {(const char*)(ring + step), (const char*)(ring_value + step), bytes, filled * bytes};
+        }
         auto see = [&](int64_t begin, int64_t end, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t from,
                        int64_t to) { s.add(end - begin, open, key, value, step, from - i, to - i); };  // positions begin .. end - 1
         auto see_here = [&](int64_t begin, int64_t end, int64_t from, int64_t to) {  // of this call
