@@ -49,9 +49,10 @@ def _tokens(file: Path, tokenizer: Tokenizer) -> Iterator[int]:
 
 def moments(model: Any, windows: np.ndarray, on_tokens: Callable[[int], None] = lambda count: None
             ) -> dict[str, np.ndarray]:
-    """Name of each matrix of `calibrated` -> mean of x xᵀ (ins, ins) over its inputs x, float64; "tokens" -> (V,) counts.
+    """Name of each matrix of `calibrated` -> mean of x xᵀ (ins, ins) over its inputs x; "tokens" -> (V,) counts.
 
-    windows: (n, T) tokens, each row read without a past. The torch model reads them as it does without gradients.
+    windows: (n, T) tokens, each row read without a past. The torch model reads them as it does
+    without gradients. All are float64 but the counts.
     """
     names = [place.name for place in calibrated(model.config) if place.site != "head"]
     sums: dict[str, Tensor] = {}

@@ -63,7 +63,7 @@ def test_moments_are_those_of_the_inputs_of_the_matrices(switches):
     model, windows = random_model(**switches), tokens_of((11, 20))
     found = calibration.moments(model, windows)
     assert set(found) == {place.name for place in calibration.calibrated(model.config)} | {"tokens"}
-    assert [found["tokens"][i] for i in range(model.config.vocab_size)] == [(windows == i).sum() for i in range(model.config.vocab_size)]
+    assert found["tokens"].tolist() == [(windows == i).sum() for i in range(model.config.vocab_size)]
     hidden = model.features(torch.from_numpy(windows))[0].detach().double().flatten(0, 1)
     np.testing.assert_allclose(found["head.out.weight"], (hidden.T @ hidden / len(hidden)).numpy(), atol=1e-4)
     seen = []

@@ -48,7 +48,8 @@ def head_of(model, kind, counts):
         weights = replace(weights, matrices=[m for m in weights.matrices if m.site != "head.residual"], tokens=None)
     if kind == "8 bits":
         at = next(i for i, m in enumerate(weights.matrices) if m.site == "head")
-        data, scale = pack(tensors["encoder.embedding.weight" if model.config.tie_embeddings else "head.out.weight"], "int8")
+        source = "encoder.embedding.weight" if model.config.tie_embeddings else "head.out.weight"
+        data, scale = pack(tensors[source], "int8")
         weights.matrices[at] = replace(weights.matrices[at], format=FORMAT["int8"], data=data, scale=scale)
     return Engine(model.config, weights, 2)
 

@@ -71,7 +71,7 @@ def sketch(weight: np.ndarray) -> dict[str, np.ndarray]:
 def residual(weight: np.ndarray, data: np.ndarray, scale: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
     """What 4 bits leave of some rows of float32 `weight` (outs, ins), in 4 bits of its own.
 
-    data, scale: the weight as `pack` has it. Returns: data and scale of what is left of the rows; as `tokens`, the rows.
+    data, scale: the weight as `pack` has it. Returns: data and scale of what is left of them, and `tokens`, the rows.
     """
     left = weight[rows] - _from_int4(data, scale)[rows, : weight.shape[1]]
     data, scale = _int4(_padded(left), None)
