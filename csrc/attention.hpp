@@ -41,47 +41,50 @@ struct Attention : Looking {
     // score = q . key, keys by fours; every sum has one order, whatever its neighbours.
     template <class Key, int Q>
     void dots(const float* q, const Sight& s) const {
-        auto some = [&](int64_t j, auto keys) {
+        float* score = s.score;
+        auto some = [&](const char* first, int64_t step, auto keys) {
             constexpr int C = decltype(keys)::value;
             vfloat found[Q][C] = {};
             lanes(m.K, [&](int64_t i, auto l) {
                 vfloat key[C];
-                for (int c = 0; c < C; ++c) key[c] = load((const Key*)s.keys[j + c] + i, l);
+                for (int c = 0; c < C; ++c) key[c] = load((const Key*)(first + c * step) + i, l);
                 for (int r = 0; r < Q; ++r) {
                     vfloat x = load(q + r * m.D + i, l);
                     for (int c = 0; c < C; ++c) found[r][c] = fma(x, key[c], found[r][c]);
                 }
             });
             for (int r = 0; r < Q; ++r) {
-                float* score = s.score + r * s.room + j;
-                if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], score);
-                else *score = sum(found[r][0]);
-                for (int c = 0; sizeof(Key) == 1 && c < C; ++c) score[c] *= unit((const Key*)s.keys[j + c]);
+                float* to = score + r * s.room;
+                if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], to);
+                else *to = sum(found[r][0]);
+                for (int c = 0; sizeof(Key) == 1 && c < C; ++c) to[c] *= unit((const Key*)(first + c * step));
             }
+            score += C;
         };
-        int64_t j = 0;
-        for (; j + 4 <= s.count; j += 4) {
-            s.coming.fetch(2);
-            some(j, Count<4>{});
+        for (const Run* run = s.run; run < s.run + s.runs; ++run) {
+            int64_t j = 0;
+            for (; j + 4 <= run->count; j += 4) {
+                s.coming.fetch(2);
+                some(run->key + j * run->step, run->step, Count<4>{});
+            }
+            for (; j < run->count; ++j) some(run->key + j * run->step, 0, Count<1>{});
         }
-        for (; j < s.count; ++j) some(j, Count<1>{});
     }
 
     // Turns the scores of query r into shares before division; returns their sum, added in order: zeros change nothing.
     float softmax(const Sight& s, int32_t r) const {
-        float *score = s.score + r * s.room, whole = 0;
+        float *const score = s.score + r * s.room, *at = score, whole = 0;
         const vfloat scale = splat(1 / sqrtf(float(m.K))), never = splat(-HUGE_VALF);
         vfloat most = never;
-        lanes(s.count, [&](int64_t j, auto l) {
-            vint from{}, to{};
-            std::memcpy(&from, s.from + j, sizeof(int32_t) * l);
-            std::memcpy(&to, s.to + j, sizeof(int32_t) * l);
-            vint seen = (lane_numbers() < splat_int(l)) & (from <= splat_int(r)) & (to >= splat_int(r));
-            vfloat x = seen ? load(score + j, l) * scale : never;
-            store(score + j, x, l);
-            most = max(most, x);
-            s.coming.fetch(2);
-        });
+        for (const Run* run = s.run; run < s.run + s.runs; at += run++->count)
+            lanes(run->count, [&](int64_t j, auto l) {
+                const vint first = splat_int(int32_t(run->from + j)) + lane_numbers(), last = first + splat_int(run->to - run->from);
+                vint seen = (lane_numbers() < splat_int(l)) & (first <= splat_int(r)) & (last >= splat_int(r));
+                vfloat x = seen ? load(at + j, l) * scale : never;
+                store(at + j, x, l);
+                most = max(most, x);
+                s.coming.fetch(2);
+            });
         most = splat(max(most));
         lanes(s.count, [&](int64_t j, auto l) {
             store(score + j, exp(load(score + j, l) - most), l);
@@ -96,18 +99,26 @@ struct Attention : Looking {
     int64_t weigh(int64_t at, const Sight& s, float* out) const {
         for (; at + G * W <= m.K; at += G * W) {
             vfloat sum[Q][G] = {};
-            for (int64_t j = 0; j < s.count; ++j) {
+            over_values<Key>(s, [&](const Key* row, int64_t j) {
                 if (at == 0 && j % 2) s.coming.fetch(1);
                 vfloat value[G];
-                for (int g = 0; g < G; ++g) value[g] = load((const Key*)s.values[j] + at + g * W, Full{});
-                const float by = unit((const Key*)s.values[j]);
+                for (int g = 0; g < G; ++g) value[g] = load(row + at + g * W, Full{});
+                const float by = unit(row);
                 for (int r = 0; r < Q; ++r)
                     for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(by * s.score[r * s.room + j]), value[g], sum[r][g]);
-            }
+            });
             for (int r = 0; r < Q; ++r)
                 for (int g = 0; g < G; ++g) store(out + r * m.D + at + g * W, sum[r][g], Full{});
         }
         return at;
+    }
+
+    // f(value, its number) for all that is seen.
+    template <class Key, class F>
+    static void over_values(const Sight& s, F f) {
+        int64_t j = 0;
+        for (const Run* run = s.run; run < s.run + s.runs; ++run)
+            for (int64_t i = 0; i < run->count; ++i) f((const Key*)(run->value + i * run->step), j++);
     }
 
     // Attention of rows n .. n + Q - 1, head h, over anchors gone from the window, the ring, and this call's keys
@@ -122,10 +133,7 @@ struct Attention : Looking {
         for (; done < m.K; ++done)
             for (int r = 0; r < Q; ++r) {
                 float sum = 0;
-                for (int64_t j = 0; j < s.count; ++j) {
-                    const Key* value = (const Key*)s.values[j];
-                    sum += unit(value) * s.score[r * s.room + j] * load(value + done, 1)[0];
-                }
+                over_values<Key>(s, [&](const Key* row, int64_t j) { sum += unit(row) * s.score[r * s.room + j] * load(row + done, 1)[0]; });
                 out[r * m.D + done] = sum;
             }
         for (int r = 0; r < Q; ++r)

@@ -122,6 +122,14 @@ struct Operand {
     int64_t width;
 };
 
+// Keys and values that lie `step` bytes apart, and the first and last query of a block that may see the first of them; each
+// key is one later than the one before it.
+struct Run {
+    const char *key, *value;
+    int64_t step, count;
+    int32_t from, to;
+};
+
 struct Scratch {
     float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
     float *n, *chosen;                     // (N, D) what is read of the stream c: c itself but with `pre`; (N, H)
@@ -131,8 +139,7 @@ struct Scratch {
     uint8_t* gate;                         // (N,)
     Operand spikes, stream;                // inputs of the products of a phase
     float* score;                          // (threads, QUERIES, sight)
-    const void **keys, **values;           // (threads, sight)
-    int32_t *from, *to;                    // (threads, sight)
+    Run* runs;                             // (threads, sight)
     float* trial;                          // (B, V) logits for the early exit
     float *least, *bar;                    // (B, V / 16) largest lower bound of a block of logits; (B,)
 };

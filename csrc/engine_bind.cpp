@@ -245,8 +245,7 @@ class Engine {
                       take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), take<int8_t>(N * width),
                       take<float>(N), take<float>(N), width};
             w.score = take<float>(seen * QUERIES);
-            w.from = take<int32_t>(seen), w.to = take<int32_t>(seen);
-            w.keys = take<const void*>(seen), w.values = take<const void*>(seen);
+            w.runs = take<Run>(seen);
             w.trial = take<float>(m_.exit_entropy < 0 ? 0 : B * m_.V);
             w.least = take<float>(B * up(m_.V, LANES) / LANES), w.bar = take<float>(B);
             if (used_ > capacity_) {

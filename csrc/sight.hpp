@@ -27,27 +27,23 @@ struct Looking : Step {
         }
     };
 
-    // What the queries of a block see: keys, values, and the first and last query that may, counted from the block's first.
+    // What the queries of a block see.
     struct Sight {
-        const void **keys, **values;
-        int32_t *from, *to;
+        Run* run;
         float* score;  // (Q, room)
-        int64_t room, count;
+        int64_t room, runs, count;  // of keys
         Coming coming;
 
-        // Adds the open ones of n keys and values that lie `step` apart. The queries from `first` to `final` may see the first of
-        // them, and each key is one later than the key before it.
-        template <class Key>
-        void add(int64_t n, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t first, int64_t final) {
-            if (n <= 0) return;
-            auto put = [&](int64_t place, int64_t j) {
-                keys[place] = key + j * step, values[place] = value + j * step;
-                from[place] = int32_t(first + j), to[place] = int32_t(final + j);
-            };
-            if (!std::memchr(open, 0, n)) {  // as nearly always: without a branch, many at a time
-                for (int64_t j = 0; j < n; ++j) put(count + j, j);
-                count += n;
-            } else for (int64_t j = 0; j < n; ++j) put(count, j), count += open[j] != 0;
+        // Adds the open ones of a run.
+        void add(Run all, const uint8_t* open) {
+            for (int64_t j = 0; j < all.count;) {
+                const void* shut = std::memchr(open + j, 0, all.count - j);
+                const int64_t end = shut ? (const uint8_t*)shut - open : all.count;
+                const int64_t at = j * all.step;
+                if (end > j) run[runs++] = {all.key + at, all.value + at, all.step, end - j, int32_t(all.from + j), int32_t(all.to + j)};
+                count += end - j;
+                j = end + 1;
+            }
         }
     };
 
@@ -60,8 +56,7 @@ struct Looking : Step {
         const Key *anchors = (Key*)state.anchor_k + at * m.A * size, *anchor_value = (Key*)state.anchor_v + at * m.A * size;
         const uint8_t *ring_gate = state.gate + (b * m.L + layer) * m.W, *anchor_gate = state.anchor_gate + (b * m.L + layer) * m.A;
         const int64_t room = sight(m);
-        Sight s{w.keys + thread * room, w.values + thread * room, w.from + thread * room, w.to + thread * room,
-                w.score + thread * QUERIES * room, room, 0, {}};
+        Sight s{w.runs + thread * room, w.score + thread * QUERIES * room, room, 0, 0, {}};
         const int64_t item = b * m.H + h + 1;  // the next, at the same layer
         if (Q == 1 && item < B * m.H) {  // one query: keys come from memory
             const int64_t step = (((item / m.H) * m.L + layer) * m.H + item % m.H - at) * m.W * size, bytes = size * sizeof(Key);
@@ -69,7 +64,9 @@ struct Looking : Step {
             s.coming = {(const char*)(ring + step), (const char*)(ring_value + step), bytes, filled * bytes};
         }
         auto see = [&](int64_t begin, int64_t end, const uint8_t* open, const Key* key, const Key* value, int64_t step, int64_t from,
-                       int64_t to) { s.add(end - begin, open, key, value, step, from - i, to - i); };  // positions begin .. end - 1
+                       int64_t to) {  // positions begin .. end - 1
+            s.add({(const char*)key, (const char*)value, step * int64_t(sizeof(Key)), end - begin, int32_t(from - i), int32_t(to - i)}, open);
+        };
         auto see_here = [&](int64_t begin, int64_t end, int64_t from, int64_t to) {  // of this call
             const int64_t row = b * T + begin - start, place = (row * m.H + h) * size;
             see(begin, end, w.gate + row, (Key*)w.key + place, (Key*)w.value + place, m.H * size, from, to);
