@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,11 @@ def claims(file: Path, section: str) -> tuple[tuple[str, ...], list[tuple[str, .
 
 
 def follow(node: Any, path: Sequence[Any]) -> Any:
-    """The value at `path`: keys of objects; names or labels of entries of lists, whose end a * may stand for if only one
-    begins so; in a table of a report the cells that tell a row, as a list, and then its column."""
+    """The value at `path`: keys of objects; the one entry of a list whose name or label it is, with * for any part; in
+    a table of a report the cells that tell a row, as a list, and then its column."""
     for key in path:
         if isinstance(node, list):
-            names = [entry.get("name") or entry.get("label") for entry in node]
-            (place,) = (i for i, name in enumerate(names) if name == key or key[-1] == "*" and name.startswith(key[:-1]))
-            node = node[place]
+            (node,) = (entry for entry in node if fnmatchcase(entry.get("name") or entry.get("label"), key))
         elif isinstance(key, list):
             (row,) = (row for row in node["rows"] if row[: len(key)] == key)
             node = dict(zip(node["head"], row, strict=True))
