@@ -95,6 +95,14 @@ def test_tokens_that_no_export_wrote_are_refused_in_one_line(change, small_check
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_of_an_earlier_version_is_to_be_exported_again(small_checkpoint, tmp_path):
+    engine.export(small_checkpoint, tmp_path / "out", "int4")
+    file = tmp_path / "out" / "model.safetensors"
+    save_file({name: x for name, x in load_file(file).items() if ".residual." not in name}, file)
+    with pytest.raises(InputError, match="export again"):
+        engine.load(tmp_path / "out")
+
+
 def test_the_binding_refuses_tokens_and_matrices_that_do_not_fit():
     found = engine_of(random_model(), "int4")
     native, tokens = found._native, found.weights.tokens

@@ -77,6 +77,8 @@ def read(file: Path, config: ModelConfig, precision: Precision | None, sparse: b
         return from_tensors(config, tensors, precision or "float32", sparse, file)
     if precision not in (None, found) or not sparse:
         raise InputError(f"{file} was exported at {found}; load it as it is, or use the checkpoint it was made from")
+    if any(f"{place.name}.residual.tokens" not in tensors for place in with_residual(config, found)):
+        raise InputError(f"{file} lacks the residual of its head, as int4 of earlier versions did; export again")
     expected = {name: SimpleNamespace(dtype=dtype, shape=shape)
                 for name, dtype, shape in _exported_shapes(config, found)}
     checkpoint.check_tensors(file, tensors, expected)
