@@ -16,7 +16,6 @@ Precision = Literal["float32", "bfloat16", "int8", "int4", "certified"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # csrc/engine.hpp, Format
 LANES = 16  # outputs side by side
-FREQUENT = 8  # one of so many rows of the head keeps what 4 bits leave of it
 
 
 def kind_of(precision: Precision, by_input: bool, in_8_bits: bool) -> str:

@@ -12,7 +12,6 @@ from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.pack import (
     FORMAT,
-    FREQUENT,
     LANES,
     PRECISIONS,
     Precision,
@@ -40,6 +39,7 @@ from symboliclight.engine.rounding import to_bfloat16
 from symboliclight.errors import InputError
 
 MAX_STATE = 1 << 34  # bytes a sequence: a config that asks for more is damaged
+FREQUENT = 8  # one token of so many counts as frequent
 MAX_INPUTS = 1 << 16  # of one matrix: 32-bit sums of 8-bit products hold no more
 
 
@@ -147,10 +147,10 @@ def frequent(embedding: np.ndarray, counts: np.ndarray | None = None) -> np.ndar
     """
     counts = np.zeros(len(embedding)) if counts is None else counts
     order = np.lexsort((-np.square(embedding, dtype=np.float64).sum(1), -counts))
-    return np.sort(order[: _frequent(len(embedding))])
+    return np.sort(order[: _frequent_tokens(len(embedding))])
 
 
-def _frequent(vocab_size: int) -> int:
+def _frequent_tokens(vocab_size: int) -> int:
     return max(vocab_size // FREQUENT, 1)
 
 
@@ -180,7 +180,7 @@ def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tupl
         for part, (dtype, shape) in sketch_shapes(place.outs, place.ins).items():
             yield f"{place.name}.sketch.{part}", dtype, shape
     for place in with_residual(config, precision):
-        for part, (dtype, shape) in residual_shapes(_frequent(place.outs), place.ins).items():
+        for part, (dtype, shape) in residual_shapes(_frequent_tokens(place.outs), place.ins).items():
             yield f"{place.name}.residual.{part}", dtype, shape
 
 
@@ -204,8 +204,8 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
     tokens = None
     for p in with_residual(c, precision):
         parts = {part: tensors[f"{p.name}.residual.{part}"] for part in residual_shapes(0, p.ins)}
-        tokens, left = parts["tokens"], FORMAT["int4"]
-        matrices.append(Matrix("head.residual", 0, left, False, len(tokens), p.ins, parts["data"], parts["scale"]))
+        site, tokens = f"{p.site}.residual", parts["tokens"]
+        matrices.append(Matrix(site, p.layer, FORMAT["int4"], False, len(tokens), p.ins, parts["data"], parts["scale"]))
     return Weights(precision, matrices, vectors, weight, tokens)
 
 
@@ -267,7 +267,6 @@ def _check_finite(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     for name, array in tensors.items():
         if not finite(array):
             raise InputError(f"{file}: {name} holds NaN or infinity; use an earlier checkpoint")
-
 
 
 def _check_tokens(file: Path, c: ModelConfig, tokens: np.ndarray) -> None:
