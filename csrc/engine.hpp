@@ -52,6 +52,13 @@ struct Sketch {
     const float *lost = nullptr, *kept = nullptr;  // (outs up to 16,) bounds an output: see pack.sketch
 };
 
+// What int4 leaves of the rows of some tokens of the head, int4 again.
+struct Residual {
+    Matrix rows;
+    const int64_t *tokens = nullptr;  // (rows,) whose they are, rising
+    const int64_t *first = nullptr;   // (blocks of 16 tokens + 1,) the first row of each
+};
+
 struct Norm { const float *weight = nullptr, *bias = nullptr; };  // without a weight: the bias alone, no statistics
 
 struct Layer {
@@ -81,8 +88,7 @@ struct Model {
     Norm encoder_norm;
     const float *leak, *threshold;  // (D,)
     Matrix head, prior_down, prior_up;
-    Matrix residual;                           // what int4 leaves of some rows of the head, int4 too
-    const int64_t *tokens = nullptr, *first = nullptr;  // (rows of residual,) whose they are, rising; (V / 16 + 1,) the first in a block
+    Residual residual;
     Sketch head_sketch, prior_sketch;
     const float* bias = nullptr;     // (V,) weighted static prior
     const float* inverse = nullptr;  // (K / 2,) RoPE radians a position
@@ -135,7 +141,7 @@ struct Scratch {
     float *n, *chosen;                     // (N, D) what is read of the stream c: c itself but with `pre`; (N, H)
     void *key, *value;                     // (N, H, K) k and v as the state keeps them
     float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
-    float* residual;                       // (N, rows of the residual) its share of their logits
+    float* residual;                       // (N, rows of the residual) its part of their logits
     uint8_t* gate;                         // (N,)
     Operand spikes, stream;                // inputs of the products of a phase
     float* score;                          // (threads, QUERIES, sight)

@@ -87,7 +87,7 @@ class Engine {
             {"q", &p.q, D, D}, {"k", &p.k, D, D}, {"v", &p.v, D, D}, {"out", &p.out, D, D}, {"up", &p.up, m_.F, D},
             {"up.sketch", &p.sketch.rough, m_.F, D}, {"head.sketch", &m_.head_sketch.rough, m_.V, D}, {"prior_up.sketch", &m_.prior_sketch.rough, m_.V, P}, {"down", &p.down, D, m_.F},
             {"head", &m_.head, m_.V, D}, {"prior_down", &m_.prior_down, P, D}, {"prior_up", &m_.prior_up, m_.V, P},
-            {"head.residual", &m_.residual, int64_t(tokens_.size()), D}};
+            {"head.residual", &m_.residual.rows, int64_t(tokens_.size()), D}};
         for (auto& place : places)
             if (site == place.name) {
                 if (outs != place.outs || ins != place.ins) throw std::invalid_argument(site + " has the wrong shape");
@@ -106,7 +106,7 @@ class Engine {
         if (begin != end && (*begin < 0 || end[-1] >= m_.V || std::adjacent_find(begin, end, std::greater_equal<>()) != end))
             throw std::invalid_argument("the tokens do not rise within the vocabulary");
         for (int64_t o = 0; o < m_.V + LANES; o += LANES) first_.push_back(std::lower_bound(begin, end, o) - begin);
-        m_.tokens = tokens_.data(), m_.first = first_.data(), m_.residual = {};
+        m_.residual = {{}, tokens_.data(), first_.data()};
     }
 
     void vector(const std::string& site, int64_t layer, Array<const float> data) {
@@ -205,7 +205,7 @@ class Engine {
                     m_.encoder_norm.bias && (m_.prior != Prior::fixed || m_.bias) &&
                     (m_.prior != Prior::dynamic || (m_.prior_down.data && m_.prior_up.data));
         good = good && sound(m_.head_sketch, m_.head) && sound(m_.prior_sketch, m_.prior_up) &&
-               (!m_.residual.data || (alike(m_.residual, m_.head) && !m_.head_sketch.rough.data)) &&
+               (!m_.residual.rows.data || (alike(m_.residual.rows, m_.head) && !m_.head_sketch.rough.data)) &&
                (m_.prior != Prior::dynamic || !m_.head_sketch.rough.data == !m_.prior_sketch.rough.data);
         for (const Layer& p : layers_) {
             good = good && p.out.data && p.up.data && p.down.data && sound(p.sketch, p.up);
@@ -238,7 +238,7 @@ class Engine {
             w.key = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.k;
             w.value = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.v;
             w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
-            w.residual = take<float>(N * m_.residual.outs);
+            w.residual = take<float>(N * m_.residual.rows.outs);
             w.gate = take<uint8_t>(N);
             for (Operand* x : {&w.spikes, &w.stream})
                 *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),

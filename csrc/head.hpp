@@ -23,7 +23,8 @@ struct Head : Attention {
         const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
         each(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
         sync();
-        if (m.residual.data) product(m.residual, in, w.residual, rows);
+        const Residual& residual = m.residual;
+        if (residual.rows.data) product(residual.rows, in, w.residual, rows);
         if (dynamic) {
             product(m.prior_down, in, w.prior, rows);
             sync();
@@ -32,13 +33,14 @@ struct Head : Attention {
                 rough ? prepare_sketch(m.prior_sketch.rough, prior, n) : prepare(m.prior_up, prior, n);
             });
         }
-        if (dynamic || m.residual.data) sync();
+        if (dynamic || residual.rows.data) sync();
         if (rough) return choose(in, prior, rows, logits, top, dynamic);
         take(units(m.head), [&](int64_t begin, int64_t end) {
             multiply(m.head, in, rows, logits, begin, end);
             if (m.prior == Prior::dynamic) multiply(m.prior_up, prior, rows, logits, begin, end, true);
-            for (int64_t n = 0; m.residual.data && n < rows; ++n)
-                for (int64_t i = m.first[begin]; i < m.first[end]; ++i) logits[n * m.V + m.tokens[i]] += w.residual[n * m.residual.outs + i];
+            for (int64_t n = 0; residual.rows.data && n < rows; ++n)
+                for (int64_t i = residual.first[begin]; i < residual.first[end]; ++i)
+                    logits[n * m.V + residual.tokens[i]] += w.residual[n * residual.rows.outs + i];
             int64_t last = end * LANES < m.V ? end * LANES : m.V;
             for (int64_t n = 0; m.prior == Prior::fixed && n < rows; ++n)
                 for (int64_t o = begin * LANES; o < last; ++o) logits[n * m.V + o] += m.bias[o];
