@@ -28,7 +28,9 @@ inline bool tiles_granted() {
 
 // Tiles of bfloat16 and int8 products, if this process may use them.
 inline bool has_tiles() {
-#if defined(__x86_64__)
+#if defined(SYMBOLICLIGHT_EMULATE_TILES)
+    return true;
+#elif defined(__x86_64__)
     unsigned a, b, c, d = 0;
     __get_cpuid_count(7, 0, &a, &b, &c, &d);
     return (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1) && tiles_granted();  // AMX-BF16, AMX-TILE, AMX-INT8

@@ -16,6 +16,10 @@
 
 #include "table.hpp"
 
+#if defined(SYMBOLICLIGHT_EMULATE_TILES) && defined(__AMX_TILE__)
+#include "emulate.hpp"
+#endif
+
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
