@@ -3,13 +3,13 @@
 
 #include <math.h>
 
-#include "sight.hpp"
+#include "short.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 namespace {
 
-struct Attention : Looking {
+struct Attention : Short {
     // Rotates the pair (x[i], x[i + K/2]) of one head (ops/rope.py).
     void rotate(float* x, const float* turn) const {
         int64_t half = m.K / 2;
@@ -20,34 +20,50 @@ struct Attention : Looking {
         }
     }
 
-    float unit(const float*) const { return 1; }
-    float unit(const int8_t* row) const {
-        float scale;
-        std::memcpy(&scale, row + m.K, sizeof scale);
-        return scale;
-    }
+    // What a block of queries sees.
+    struct Sight {
+        Run* run;
+        float* score;  // (Q, room)
+        int64_t room, runs, count;  // of keys
+        Coming coming;
 
-    void shorten(const float* x, int8_t* row) const {
-        vfloat most{};
-        lanes(m.K, [&](int64_t i, auto l) { most = max(most, max(load(x + i, l), -load(x + i, l))); });
-        const float top = max(most), scale = top / 127, by = top > 1e-30f ? 127 / top : 0;
-        lanes(m.K, [&](int64_t i, auto l) {
-            vsmall small = __builtin_convertvector(nearest(load(x + i, l) * splat(by)), vsmall);
-            std::memcpy(row + i, &small, l);
+        // Adds the open ones of a run.
+        void add(Run all, const uint8_t* open) {
+            for (int64_t j = 0; j < all.count;) {
+                const void* shut = std::memchr(open + j, 0, all.count - j);
+                const int64_t end = shut ? (const uint8_t*)shut - open : all.count;
+                const int64_t at = j * all.step;
+                if (end > j) run[runs++] = {all.key + at, all.value + at, all.step, end - j, int32_t(all.from + j), int32_t(all.to + j)};
+                count += end - j;
+                j = end + 1;
+            }
+        }
+    };
+
+    // What rows n .. n + Q - 1 of head h see.
+    Sight sight_of(int64_t layer, int64_t n, int64_t h, int64_t Q) const {
+        const int64_t b = n / T, room = sight(m), row = m.K * sizeof(float);
+        Sight s{w.runs + thread * room, w.score + thread * QUERIES * room, room, 0, 0, next_ring(layer, b, h, m.W * row, row, filled(b) * row)};
+        const int64_t first_here = b * T * m.D + h * m.K;
+        const Keys here{w.k + first_here, w.v + first_here, w.gate + b * T};
+        look(n, Q, [&](Place place, int64_t first, int64_t end, int32_t from, int32_t to) {
+            const Keys keys = place == Place::call ? here : past(place, layer, b, h, (place == Place::ring ? m.W : m.A) * row);
+            const int64_t step = place == Place::call ? m.D : m.K;
+            s.add({(float*)keys.key + first * step, (float*)keys.value + first * step, step, end - first, from, to}, keys.gate + first);
         });
-        std::memcpy(row + m.K, &scale, sizeof scale);
+        return s;
     }
 
     // score = q . key, keys by fours; every sum has one order, whatever its neighbours.
-    template <class Key, int Q>
-    void dots(const float* q, const Sight& s) const {
+    template <int Q>
+    void scores(const float* q, const Sight& s) const {
         float* score = s.score;
-        auto some = [&](const char* first, int64_t step, auto keys) {
+        auto some = [&](const float* first, int64_t step, auto keys) {
             constexpr int C = decltype(keys)::value;
             vfloat found[Q][C] = {};
             lanes(m.K, [&](int64_t i, auto l) {
                 vfloat key[C];
-                for (int c = 0; c < C; ++c) key[c] = load((const Key*)(first + c * step) + i, l);
+                for (int c = 0; c < C; ++c) key[c] = load(first + c * step + i, l);
                 for (int r = 0; r < Q; ++r) {
                     vfloat x = load(q + r * m.D + i, l);
                     for (int c = 0; c < C; ++c) found[r][c] = fma(x, key[c], found[r][c]);
@@ -57,7 +73,6 @@ struct Attention : Looking {
                 float* to = score + r * s.room;
                 if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], to);
                 else *to = sum(found[r][0]);
-                for (int c = 0; sizeof(Key) == 1 && c < C; ++c) to[c] *= unit((const Key*)(first + c * step));
             }
             score += C;
         };
@@ -95,17 +110,16 @@ struct Attention : Looking {
     }
 
     // out (Q rows) = sum of the values by their shares, G vectors of every one at a time from `at` on; returns what is left.
-    template <class Key, int Q, int G>
-    int64_t weigh(int64_t at, const Sight& s, float* out) const {
+    template <int Q, int G>
+    int64_t sums(int64_t at, const Sight& s, float* out) const {
         for (; at + G * W <= m.K; at += G * W) {
             vfloat sum[Q][G] = {};
-            over_values<Key>(s, [&](const Key* row, int64_t j) {
+            over_values(s, [&](const float* row, int64_t j) {
                 if (at == 0 && j % 2) s.coming.fetch(1);
                 vfloat value[G];
                 for (int g = 0; g < G; ++g) value[g] = load(row + at + g * W, Full{});
-                const float by = unit(row);
                 for (int r = 0; r < Q; ++r)
-                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(by * s.score[r * s.room + j]), value[g], sum[r][g]);
+                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(s.score[r * s.room + j]), value[g], sum[r][g]);
             });
             for (int r = 0; r < Q; ++r)
                 for (int g = 0; g < G; ++g) store(out + r * m.D + at + g * W, sum[r][g], Full{});
@@ -114,30 +128,64 @@ struct Attention : Looking {
     }
 
     // f(value, its number) for all that is seen.
-    template <class Key, class F>
+    template <class F>
     static void over_values(const Sight& s, F f) {
         int64_t j = 0;
         for (const Run* run = s.run; run < s.run + s.runs; ++run)
-            for (int64_t i = 0; i < run->count; ++i) f((const Key*)(run->value + i * run->step), j++);
+            for (int64_t i = 0; i < run->count; ++i) f(run->value + i * run->step, j++);
     }
 
-    // Attention of rows n .. n + Q - 1, head h, over anchors gone from the window, the ring, and this call's keys
-    // (ops/window.py). A row's result does not depend on Q.
-    template <class Key, int Q>
+    // Attention of rows n .. n + Q - 1, head h, over what look() says. A row's result does not depend on Q.
+    template <int Q>
     void attend(int64_t layer, int64_t n, int64_t h, float* out) const {
-        const Sight s = look<Key>(layer, n, h, Q);
-        dots<Key, Q>(w.q + n * m.D + h * m.K, s);
+        const Sight s = sight_of(layer, n, h, Q);
+        scores<Q>(w.q + n * m.D + h * m.K, s);
         float whole[Q];
         for (int r = 0; r < Q; ++r) whole[r] = softmax(s, r);
-        int64_t done = weigh<Key, Q, 1>(weigh<Key, Q, W == 16 ? 4 : 2>(0, s, out), s, out);
+        int64_t done = sums<Q, 1>(sums<Q, W == 16 ? 4 : 2>(0, s, out), s, out);
         for (; done < m.K; ++done)
             for (int r = 0; r < Q; ++r) {
                 float sum = 0;
-                over_values<Key>(s, [&](const Key* row, int64_t j) { sum += unit(row) * s.score[r * s.room + j] * load(row + done, 1)[0]; });
+                over_values(s, [&](const float* row, int64_t j) { sum += s.score[r * s.room + j] * row[done]; });
                 out[r * m.D + done] = sum;
             }
         for (int r = 0; r < Q; ++r)
             for (int64_t k = 0; k < m.K; ++k) out[r * m.D + k] = w.gate[n + r] ? out[r * m.D + k] / whole[r] : 0;
+    }
+
+    // f(first, Count<rows at once>) over the tokens of sequence b.
+    template <class F>
+    void by_queries(int64_t b, F f) const {
+        int64_t n = b * T;
+        for (; n + QUERIES <= b * T + T; n += QUERIES) f(n, Count<QUERIES>{});
+        for (; n < b * T + T; ++n) f(n, Count<1>{});
+    }
+
+    // Rotated queries and keys of one head: attention into o, then the keys enter the state.
+    void attend_all(int64_t layer, int64_t b, int64_t h) const {
+        const int64_t first = b * T * m.D + h * m.K, row = m.K * sizeof(float);
+        by_queries(b, [&](int64_t n, auto rows) { attend<decltype(rows)::value>(layer, n, h, w.o + n * m.D + h * m.K); });
+        keep(layer, b, h, m.W * row, m.A * row, [&](const Keys& to, int64_t t, int64_t slot) {
+            std::memcpy((float*)to.key + slot * m.K, w.k + first + t * m.D, row);
+            std::memcpy((float*)to.value + slot * m.K, w.v + first + t * m.D, row);
+        });
+    }
+
+    void attend_all_short(int64_t layer, int64_t b, int64_t h) const {
+        const Keys call = shorten_all(b, h);
+        by_queries(b, [&](int64_t n, auto rows) { attend_short<decltype(rows)::value>(layer, n, h, call, w.o + n * m.D + h * m.K); });
+        keep(layer, b, h, blocks(m.W) * bytes, blocks(m.A) * bytes,
+             [&](const Keys& to, int64_t t, int64_t slot) { insert(t, to, slot); });
+    }
+
+    // f(where, t, slot) for the keys and values of this call that a later one can see; bytes of a head in ring and anchors.
+    template <class F>
+    void keep(int64_t layer, int64_t b, int64_t h, int64_t ring, int64_t anchors, F f) const {
+        for (int64_t t = 0; t < T; ++t) {
+            const int64_t j = state.position[b] + t;
+            if (j >= 0 && j < m.A) f(past(Place::anchors, layer, b, h, anchors), t, j);
+            if (j >= 0 && t + m.W >= T && m.W) f(past(Place::ring, layer, b, h, ring), t, j % m.W);
+        }
     }
 
     float* tail_of(int64_t layer, int64_t b, int64_t which) const {
@@ -169,26 +217,16 @@ struct Attention : Looking {
     }
 
     // Both paths and their mix for one head of one sequence; then its keys enter the state (model/mixer.py).
-    template <class Key>
     void mix(int64_t layer, int64_t b, int64_t h) const {
         const int64_t K = m.K, first = b * T, column = h * K;
         if (m.taps) convolve_all(layer, b, h);
         for (int64_t n = first; m.attention && n < first + T; ++n) {
             rotate(w.q + n * m.D + column, w.turn + n * K);
             rotate(w.k + n * m.D + column, w.turn + n * K);
-            if constexpr (sizeof(Key) == 1) {
-                shorten(w.k + n * m.D + column, (Key*)w.key + (n * m.H + h) * length<Key>());
-                shorten(w.v + n * m.D + column, (Key*)w.value + (n * m.H + h) * length<Key>());
-            }
         }
-        int64_t n = first;
-        if (m.attention) {
-            for (; n + QUERIES <= first + T; n += QUERIES) attend<Key, QUERIES>(layer, n, h, w.o + n * m.D + column);
-            for (; n < first + T; ++n) attend<Key, 1>(layer, n, h, w.o + n * m.D + column);
-        }
-        for (n = first; m.decay && n < first + T; ++n)
+        if (m.attention) m.short_keys ? attend_all_short(layer, b, h) : attend_all(layer, b, h);
+        for (int64_t n = first; m.decay && n < first + T; ++n)
             fade(m.layers[layer], n, h, state.h + (b * m.L + layer) * m.D + column, w.u + n * m.D + column, w.o + n * m.D + column);
-        if (m.attention) keep<Key>(layer, b, h);
     }
 
     // past <- d past + (1 - d) u (ops/decay.py, ops/gated.py), mixed into o.
@@ -204,26 +242,7 @@ struct Attention : Looking {
         });
     }
 
-    // The keys and values of this call that a later one can see.
-    template <class Key>
-    void keep(int64_t layer, int64_t b, int64_t h) const {
-        const int64_t at = (b * m.L + layer) * m.H + h, start = state.position[b];
-        const int64_t size = length<Key>(), bytes = size * sizeof(Key);
-        for (int64_t t = 0; t < T; ++t) {
-            const int64_t j = start + t, row = ((b * T + t) * m.H + h) * size;
-            if (j >= 0 && j < m.A) {
-                std::memcpy((Key*)state.anchor_k + (at * m.A + j) * size, (Key*)w.key + row, bytes);
-                std::memcpy((Key*)state.anchor_v + (at * m.A + j) * size, (Key*)w.value + row, bytes);
-            }
-            if (j < 0 || t + m.W < T) continue;
-            if (m.W) {
-                std::memcpy((Key*)state.k + (at * m.W + j % m.W) * size, (Key*)w.key + row, bytes);
-                std::memcpy((Key*)state.value + (at * m.W + j % m.W) * size, (Key*)w.value + row, bytes);
-            }
-        }
-    }
-
-    // The gates of those keys; all closed for a layer that did not run.
+    // The gates of the keys that a later call can see; all closed for a layer that did not run.
     void keep_gates(int64_t layer, int64_t b, bool ran) const {
         uint8_t *ring = state.gate + (b * m.L + layer) * m.W, *anchors = state.anchor_gate + (b * m.L + layer) * m.A;
         for (int64_t t = 0; m.attention && t < T; ++t) {

@@ -168,10 +168,7 @@ struct Pass : Head {
         sync();
         read(p, layer);
         sync();
-        each(B * m.H, [&](int64_t item) {
-            if (m.short_keys) mix<int8_t>(layer, item / m.H, item % m.H);
-            else mix<float>(layer, item / m.H, item % m.H);
-        });
+        each(B * m.H, [&](int64_t item) { mix(layer, item / m.H, item % m.H); });
         sync();
         each(B, [&](int64_t b) { keep_gates(layer, b, true); });
         if (prepared(p.out)) {
@@ -238,7 +235,7 @@ void forward(const Model& m, const State& state, const Call& call, const Scratch
     Job job{m, state, call, w, stats, pool};
     pool.run([](void* argument, int thread) {
         Job& j = *(Job*)argument;
-        Pass{{{{{j.m, j.state, j.call, j.w, j.stats, j.pool, thread}}}}}.run();
+        Pass{{{{{{j.m, j.state, j.call, j.w, j.stats, j.pool, thread}}}}}}.run();
     }, &job);
 }
 

@@ -99,17 +99,24 @@ constexpr int64_t QUERIES = 4;  // of neighbouring tokens, that attend together
 
 static inline int64_t sight(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
 
+// Keys and values of a head under int8 and int4 (Model::short_keys), in blocks of 16 neighbouring tokens: `wide` bytes of x + 128
+// a token, keys as (wide / 4, 16 tokens, 4) and values as (4, wide, 4 tokens), then 16 floats, what the tokens count in.
+static inline int64_t wide(const Model& m) { return up(m.K, LANES); }
+static inline int64_t block_bytes(const Model& m) { return LANES * (wide(m) + int64_t(sizeof(float))); }
+static inline int64_t blocks(int64_t tokens) { return up(tokens, LANES) / LANES; }
+static inline int64_t block_sight(const Model& m) { return sight(m) / LANES + 11; }  // blocks that queries see at most: five pieces
+constexpr int64_t SHORT_SIGHT = 60000;  // so many short keys can be summed in 32 bits
+
 // Convolutions of a layer: of u, then of keys and values.
 static inline int64_t written(const Model& m) { return m.decay + 2 * m.attention; }
 
-// The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W. Keys and values are
-// K floats, or under int8 and int4 (Model::short_keys) K int8 and a float, the unit that they count in.
+// The past of B sequences, arrays contiguous with B in front; a key of position j is in slot j mod W.
 struct State {
     int64_t* position;                  // (B,) of the next token
     float *v, *h;                       // (B, D), (B, L, D)
-    void *k, *value;                    // (B, L, H, W, K), rows of K + 4 bytes where they are short
+    void *k, *value;                    // (B, L, H, W, K) floats, or (B, L, H, blocks(W)) blocks where they are short
     uint8_t* gate;                      // (B, L, W)
-    void *anchor_k, *anchor_v;          // (B, L, H, A, K)
+    void *anchor_k, *anchor_v;          // (B, L, H, A, K), or blocks
     uint8_t* anchor_gate;               // (B, L, A)
     float* tails;                       // (B, L, written, taps - 1, D) the last inputs of the convolutions, oldest first
 };
@@ -128,24 +135,34 @@ struct Operand {
     int64_t width;
 };
 
-// Keys and values that lie `step` bytes apart, and the first and last query of a block that may see the first of them; each
+// Keys and values that lie `step` floats apart, and the first and last query of a block that may see the first of them; each
 // key is one later than the one before it.
 struct Run {
-    const char *key, *value;
+    const float *key, *value;
     int64_t step, count;
     int32_t from, to;
+};
+
+// The same for a block of short ones, of which those count whose bit in `open` is set.
+struct KeyBlock {
+    const uint8_t *key, *value;
+    int32_t from, to, open;
 };
 
 struct Scratch {
     float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
     float *n, *chosen;                     // (N, D) what is read of the stream c: c itself but with `pre`; (N, H)
-    void *key, *value;                     // (N, H, K) k and v as the state keeps them
     float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
     float* residual;                       // (N, rows of the residual) its part of their logits
     uint8_t* gate;                         // (N,)
     Operand spikes, stream;                // inputs of the products of a phase
-    float* score;                          // (threads, QUERIES, sight)
+    float* score;                          // (threads, QUERIES, sight), of short keys by blocks
     Run* runs;                             // (threads, sight)
+    KeyBlock* blocks;                         // (threads, block_sight)
+    uint8_t *short_k, *short_v;            // (threads, blocks(T)) blocks: keys and values of this call, of one head
+    uint8_t* short_rows;                   // (threads, T, 2, wide) the same token by token
+    float* units;                          // (threads, T, 2)
+    int8_t *halves, *shares;               // (threads, QUERIES, 2, wide) and (threads, QUERIES, 2, 16 block_sight)
     float* trial;                          // (B, V) logits for the early exit
     float *least, *bar;                    // (B, V / 16) largest lower bound of a block of logits; (B,)
 };

@@ -66,6 +66,7 @@ class Engine {
         m_.source = Source(nb::cast<int>(switches["source"])), m_.prior = Prior(nb::cast<int>(switches["prior"]));
         m_.gate = flag("gate"), m_.block_spikes = flag("block_spikes"), m_.ffn_spikes = flag("ffn_spikes");
         m_.decay = flag("decay"), m_.attention = flag("attention"), m_.short_keys = flag("short_keys");
+        if (m_.short_keys && sight(m_) > SHORT_SIGHT) throw std::invalid_argument("the window is too wide for 8-bit keys");
         m_.norm = flag("norm"), m_.pre = flag("pre"), m_.spike_fed = flag("spike_fed");
         levels_.assign(m_.D, value("stream_threshold")), ffn_levels_.assign(up(m_.F, LANES), value("v_threshold"));
         layers_.resize(m_.L);
@@ -134,10 +135,9 @@ class Engine {
         throw std::invalid_argument("unknown site " + site);
     }
 
-    int64_t key_bytes() const { return m_.short_keys ? m_.K + 4 : 4 * m_.K; }  // of one head of one token
-
-    void* of_keys(const Keys& array, int64_t tokens, const char* name) const {
-        if (int64_t(array.size()) != tokens * m_.H * key_bytes()) throw std::invalid_argument(std::string(name) + " has the wrong size");
+    void* of_keys(const Keys& array, int64_t heads, int64_t tokens, const char* name) const {
+        const int64_t head = m_.short_keys ? blocks(tokens) * block_bytes(m_) : tokens * m_.K * int64_t(sizeof(float));
+        if (int64_t(array.size()) != heads * head) throw std::invalid_argument(std::string(name) + " has the wrong size");
         return array.data();
     }
 
@@ -150,13 +150,13 @@ class Engine {
                  std::optional<Array<uint8_t>> ffn, std::optional<Array<uint8_t>> blocks) {
         require_complete();
         if (tokens.ndim() != 2) throw std::invalid_argument("tokens must be (B, T)");
-        const int64_t B = tokens.shape(0), T = tokens.shape(1), LB = m_.L * B, D = m_.decay ? m_.D : 0, X = m_.attention ? 1 : 0;
+        const int64_t B = tokens.shape(0), T = tokens.shape(1), LB = m_.L * B, D = m_.decay ? m_.D : 0, X = m_.attention ? 1 : 0, XH = X * LB * m_.H;
         for (int64_t i = 0; i < B * T; ++i)
             if (tokens.data()[i] < 0 || tokens.data()[i] >= m_.V) throw std::invalid_argument("a token is outside the vocabulary");
         State state{of_size(position, B, "position"), of_size(v, B * m_.D, "v"), of_size(h, LB * D, "h"),
-                    of_keys(k, X * LB * m_.W, "k"), of_keys(value, X * LB * m_.W, "value"),
-                    of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, X * LB * m_.A, "anchor_k"),
-                    of_keys(anchor_v, X * LB * m_.A, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate"),
+                    of_keys(k, XH, m_.W, "k"), of_keys(value, XH, m_.W, "value"),
+                    of_size(gate, X * LB * m_.W, "gate"), of_keys(anchor_k, XH, m_.A, "anchor_k"),
+                    of_keys(anchor_v, XH, m_.A, "anchor_v"), of_size(anchor_gate, X * LB * m_.A, "anchor_gate"),
                     of_size(tails, m_.taps ? LB * written(m_) * (m_.taps - 1) * m_.D : 0, "tails")};
         Call call{B, T, tokens.data(), !logits ? Logits::none : all ? Logits::all : Logits::last, nullptr, {}, all ? 0 : std::max<int64_t>(top, 0)};
         if (logits) call.logits = of_size(*logits, (all ? B * T : B) * m_.V, "logits");
@@ -166,7 +166,7 @@ class Engine {
         if (blocks) call.taps.blocks = of_size(*blocks, LB * T * m_.D, "block spikes");
         nb::gil_scoped_release free;
         std::lock_guard one_call(mutex_);
-        Scratch scratch = make_scratch(B, B * T);
+        Scratch scratch = make_scratch(B, T);
         Stats stats{tcam_.data(), up_.data(), down_.data(), exact_.data(), chosen_, 0, 0};
         isa_->forward(m_, state, call, scratch, stats, pool_);
         layers_run_ += stats.layers, sketched_ += stats.sketched;
@@ -227,16 +227,14 @@ class Engine {
     }
 
     // Lays the arrays of a call out twice: first to find their size, then in memory.
-    Scratch make_scratch(int64_t B, int64_t N) {
+    Scratch make_scratch(int64_t B, int64_t T) {
         // Rows an odd number of cache lines apart: at a multiple of 4 KiB they would displace each other.
-        const int64_t width = up(std::max({m_.D, m_.F, m_.D / 4}), 128) + 64, seen = pool_.size() * sight(m_);
+        const int64_t N = B * T, width = up(std::max({m_.D, m_.F, m_.D / 4}), 128) + 64, threads = pool_.size(), many = m_.short_keys ? threads : 0;
         Scratch w;
         for (int pass = 0; pass < 2; ++pass) {
             used_ = 0;
             for (float** to : {&w.c, &w.s, &w.y, &w.u, &w.q, &w.k, &w.v, &w.o}) *to = take<float>(N * m_.D);
             w.n = m_.pre ? take<float>(N * m_.D) : w.c, w.chosen = take<float>(N * m_.H);
-            w.key = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.k;
-            w.value = m_.short_keys ? (void*)take<char>(N * m_.H * key_bytes()) : w.v;
             w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
             w.residual = take<float>(N * m_.residual.rows.outs);
             w.gate = take<uint8_t>(N);
@@ -244,8 +242,11 @@ class Engine {
                 *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
                       take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), take<int8_t>(N * width),
                       take<float>(N), take<float>(N), width};
-            w.score = take<float>(seen * QUERIES);
-            w.runs = take<Run>(seen);
+            w.score = take<float>(threads * QUERIES * (m_.short_keys ? block_sight(m_) * LANES : sight(m_)));
+            w.runs = take<Run>((threads - many) * sight(m_)), w.blocks = take<KeyBlock>(many * block_sight(m_));
+            for (uint8_t** to : {&w.short_k, &w.short_v}) *to = take<uint8_t>(many * blocks(T) * block_bytes(m_));
+            w.short_rows = take<uint8_t>(many * T * 2 * wide(m_)), w.units = take<float>(many * T * 2);
+            w.halves = take<int8_t>(many * QUERIES * 2 * wide(m_)), w.shares = take<int8_t>(many * QUERIES * 2 * block_sight(m_) * LANES);
             w.trial = take<float>(m_.exit_entropy < 0 ? 0 : B * m_.V);
             w.least = take<float>(B * up(m_.V, LANES) / LANES), w.bar = take<float>(B);
             if (used_ > capacity_) {

@@ -42,15 +42,29 @@ def product(weight, x, precision):
     return sums[:outs] * unit
 
 
+def opened(blocks, K, values=False):
+    """Blocks of a state (..., n, bytes) -> int8 (..., 16 n, K), and the float32 (..., 16 n, 1) that they count in."""
+    *front, n, size = blocks.shape
+    wide = size // 16 - 4
+    numbers, units = blocks[..., : 16 * wide], blocks[..., 16 * wide :].copy().view(np.float32)
+    if values:  # (4, wide, 4 slots)
+        numbers = numbers.reshape(*front, n, 4, wide, 4).swapaxes(-1, -2)
+    else:  # (wide / 4, 16 slots, 4)
+        numbers = numbers.reshape(*front, n, wide // 4, 16, 4).swapaxes(-2, -3)
+    numbers = numbers.reshape(*front, 16 * n, wide)[..., :K]
+    return (numbers ^ 128).view(np.int8), units.reshape(*front, 16 * n, 1)
+
+
 def stored(model, precision, isa):
     """What the first token leaves in the ring and among the anchors: keys, then values; int8 (H, K), units (H, 1)."""
     _, state = engine_of(model, precision, isa=isa)(np.array([[5]]))
-    np.testing.assert_array_equal(state.anchor_k[0, 0, :, 0], state.k[0, 0, :, 0])
-    np.testing.assert_array_equal(state.anchor_v[0, 0, :, 0], state.value[0, 0, :, 0])
-    assert not state.k[0, 0, :, 1:].any()
     K = model.config.head_dim
-    for rows in (state.k[0, 0, :, 0], state.value[0, 0, :, 0]):
-        yield rows[:, :K].view(np.int8), rows[:, K:].copy().view(np.float32)
+    for ring, anchors, values in ((state.k, state.anchor_k, False), (state.value, state.anchor_v, True)):
+        numbers, units = opened(ring[0, 0], K, values)
+        for found, expected in zip(opened(anchors[0, 0], K, values), (numbers, units), strict=True):
+            np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+        assert not units[:, 1:].any() and (numbers[:, 1:] == -128).all()
+        yield numbers[:, 0], units[:, 0]
 
 
 def reading(x, seed=0, **switches):
@@ -101,3 +115,42 @@ def test_half_way_between_two_integers_the_larger_size_is_taken(precision, isa):
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(found, shortened(n.astype(np.float32) * one(2.0**-9))[0])
         assert np.all(unit == 2.0**-8)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_queries_and_shares_have_sixteen_bits(isa):
+    """One key has twice the share of 150 others together, by a difference of queries that eight bits would round away.
+
+    Keys lie where RoPE turns nothing and are whole numbers of their unit; the three tokens drive two inputs each.
+    """
+    model = random_model(0, n_layers=1, window=256, max_seq_len=256, rope_base=1e30, spike_fed=True, paths="attention",
+                         spike_source="threshold")
+    mixer, encoder, still = model.blocks[0].mixer, model.encoder, np.r_[4:8, 12:16]
+    first, second = np.r_[4:8], np.r_[12:16]
+    key = np.zeros((16, 3))  # of tokens 0, 1 and 2 in each head
+    key[first, 0] = key[second, 1] = 127
+    key[second, 0] = key[first, 1] = 61
+    key[still, 2] = -127
+    query = np.zeros(16)
+    query[first], query[second] = 15044, 15000
+    with torch.no_grad():
+        encoder.norm.weight.fill_(1), encoder.norm.bias.zero_(), model.blocks[0].ffn.down.weight.zero_()
+        encoder.embedding.weight[:3] = torch.eye(48)[:6].view(3, 2, 48).sum(1)
+        mixer.q.weight.zero_(), mixer.k.weight.zero_(), mixer.v.weight.mul_(8)
+        mixer.q.weight[:, 4:6] = torch.from_numpy(np.tile(query / 2, 3)).float()[:, None]
+        mixer.k.weight[:, :6:2] = torch.from_numpy(np.tile(np.ceil(key / 2) / 512, (3, 1))).float()
+        mixer.k.weight[:, 1:6:2] = torch.from_numpy(np.tile(np.floor(key / 2) / 512, (3, 1))).float()
+        mixer.k.weight[:, 9] = 127 / 512  # a silent input: one step of the weights is 1 / 512
+        tokens = torch.tensor([[0] + 150 * [1] + [2]])
+        expected, alone = (model(t)[0][0, -1].numpy() for t in (tokens, tokens[:, 1:]))
+    found = engine_of(model, "int8", isa=isa).last(tokens.numpy())[0][0]
+    difference = np.linalg.norm(alone - expected)
+    assert difference > 0.3 * np.linalg.norm(expected)
+    assert np.linalg.norm(found - expected) < 0.1 * difference
+
+
+def test_windows_too_wide_for_sums_of_32_bits_keep_floats():
+    engine = engine_of(random_model(0, n_layers=1, window=50_001), "int8")
+    tokens = np.arange(9)[None]
+    assert engine.keys == np.float32 and engine(tokens)[1].k.shape == (1, 1, 3, 50_001, 16)
+    np.testing.assert_array_equal(engine.last(tokens)[0], engine(tokens)[0][:, -1])

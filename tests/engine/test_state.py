@@ -7,6 +7,7 @@ import pytest
 
 import symboliclight.engine
 from symboliclight.engine import State
+from symboliclight.engine.state import wide
 from symboliclight.errors import InputError
 
 
@@ -60,10 +61,10 @@ def test_batches_are_put_together_and_taken_apart(engine):
 def test_short_keys_in_units_that_are_no_numbers_are_refused(small_checkpoint, tmp_path, unit):
     engine = symboliclight.engine.load(small_checkpoint, "int8", threads=1)
     _, state = engine(np.arange(5)[None])
-    assert state.k.dtype == np.uint8 and state.k.shape[-1] == engine.config.head_dim + 4
+    assert state.k.dtype == np.uint8 and state.k.shape[-1] == 16 * (wide(engine.config) + 4)
     state.save(tmp_path / "sound")
     State.load(tmp_path / "sound", engine.config)
-    state.value[0, 1, 0, 2, -4:] = np.frombuffer(np.float32(unit).tobytes(), np.uint8)
+    state.value[0, 1, 0, 0, -4:] = np.frombuffer(np.float32(unit).tobytes(), np.uint8)
     state.save(tmp_path / "state")
     with pytest.raises(InputError, match="value is not finite"):
         State.load(tmp_path / "state", engine.config)

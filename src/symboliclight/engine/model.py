@@ -14,7 +14,7 @@ from symboliclight.config import ModelConfig, from_dict, load_json
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
 from symboliclight.engine.places import stream_threshold
-from symboliclight.engine.state import State, check, initial_state, key_bytes
+from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
@@ -100,8 +100,8 @@ class Engine:
 
     @property
     def keys(self) -> Any:
-        """dtype of keys and values in a state: float32, or uint8 beside weights of 8 and 4 bits (`state.key_bytes`)."""
-        return np.uint8 if self.precision in ("int8", "int4") else np.float32
+        """dtype of keys and values in a state: float32, or uint8 beside weights of 8 and 4 bits (`state.shapes`)."""
+        return key_dtype(self.config, self.precision)
 
     def initial_state(self, batch_size: int, padding: np.ndarray | Sequence[int] | None = None) -> State:
         """The state before the first token; `padding` (B,) counts absent tokens on the left of each row."""
@@ -254,6 +254,6 @@ def _switches(c: ModelConfig, weights: Weights) -> dict[str, Any]:
         "exit_entropy": -1.0 if c.exit_entropy is None else c.exit_entropy, "ffn_spikes": c.ffn == "spike",
         "source": SOURCES.index(c.spike_source), "prior": PRIORS.index(c.prior), "prior_weight": weights.prior_weight,
         "decay": c.paths != "attention", "attention": c.paths != "decay",
-        "short_keys": weights.precision in ("int8", "int4"), "norm": c.norm == "layer", "pre": c.residual == "pre",
-        "spike_fed": c.spike_fed,
+        "short_keys": key_dtype(c, weights.precision) == np.uint8,
+        "norm": c.norm == "layer", "pre": c.residual == "pre", "spike_fed": c.spike_fed,
     }

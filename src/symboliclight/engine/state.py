@@ -13,6 +13,8 @@ from symboliclight.engine.files import finite, map_tensors
 from symboliclight.errors import InputError
 
 MAX_POSITION = 1 << 40  # tokens
+BLOCK = 16  # tokens whose 8-bit keys lie together
+SHORT_SIGHT = 50_000  # keys: with more of them in sight the sums of 8-bit ones could leave 32 bits
 KEYS = ("k", "value", "anchor_k", "anchor_v")  # arrays that may be float32 or 8-bit
 
 
@@ -26,11 +28,11 @@ class State:
     position: np.ndarray  # (B,) int64 of the next token
     v: np.ndarray  # (B, D) float32 membrane after reset, and so on in float32
     h: np.ndarray  # (B, L, D), empty without the decay path
-    k: np.ndarray  # (B, L, H, W, K) float32, or uint8: see `key_bytes`; this and what follows empty without attention
-    value: np.ndarray  # (B, L, H, W, K)
+    k: np.ndarray  # (B, L, H, W, K) float32, or uint8: see `shapes`; this and what follows empty without attention
+    value: np.ndarray  # the same
     gate: np.ndarray  # (B, L, W) uint8
-    anchor_k: np.ndarray  # (B, L, H, A, K)
-    anchor_v: np.ndarray  # (B, L, H, A, K)
+    anchor_k: np.ndarray  # (B, L, H, A, K) or uint8
+    anchor_v: np.ndarray  # the same
     anchor_gate: np.ndarray  # (B, L, A) uint8
     tails: np.ndarray  # (B, L, n, conv - 1, D) last inputs of the n convolutions of a layer, oldest first; else empty
 
@@ -99,26 +101,38 @@ class State:
         check(arrays, config, str(path), arrays["k"].dtype if "k" in arrays else np.float32)
         for name, array in arrays.items():
             if name in KEYS and array.dtype == np.uint8:
-                array = array[..., config.head_dim :].copy().view(np.float32)
+                array = array[..., BLOCK * wide(config) :].copy().view(np.float32)
             if array.dtype == np.float32 and not finite(array):
                 raise InputError(f"{path}: {name} is not finite; use another state")
         return State(**{name: array.copy() for name, array in arrays.items()})
 
 
-def key_bytes(c: ModelConfig, keys: Any) -> int:
-    """Bytes of the key, or the value, of one head of one token.
+def key_dtype(c: ModelConfig, precision: str) -> Any:
+    """dtype of keys and values in a state: uint8 beside weights of 8 and 4 bits, else float32."""
+    return np.uint8 if precision in ("int8", "int4") and c.window + c.n_anchors <= SHORT_SIGHT else np.float32
 
-    K float32, or (`keys` is uint8) K int8 and behind them a float32: the unit that they count in.
-    """
-    return c.head_dim + 4 if keys == np.uint8 else 4 * c.head_dim
+
+def wide(c: ModelConfig) -> int:
+    """Numbers of an 8-bit key: `head_dim` up to a multiple of 16."""
+    return -(-c.head_dim // 16) * 16
+
+
+def key_bytes(c: ModelConfig, keys: Any) -> int:
+    """Bytes of the key, or the value, of one head of one token; `keys` is their dtype."""
+    return wide(c) + 4 if keys == np.uint8 else 4 * c.head_dim
 
 
 def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Name -> shape behind B, and dtype, of every array; `keys` is the dtype of keys and values."""
+    """Name -> shape behind B, and dtype, of every array; `keys` is the dtype of keys and values.
+
+    8-bit ones are unsigned, x + 128, in blocks of 16 slots, as the products read them: keys (wide / 4, 16, 4), values
+    (4, wide, 4 slots), and behind them 16 float32, the units that the slots count in (csrc/engine.hpp, `block_bytes`).
+    """
     decay, attention = c.n_layers * (c.paths != "attention"), c.n_layers * (c.paths != "decay")
-    row = key_bytes(c, keys) // np.dtype(keys).itemsize
     tails = (c.n_layers, (c.paths != "attention") + 2 * (c.paths != "decay"), c.conv - 1, c.d_model)
-    ring, anchors = ((attention, c.n_heads, n, row) for n in (c.window, c.n_anchors))
+    block = (BLOCK * key_bytes(c, keys),)
+    ring, anchors = ((attention, c.n_heads, *((-(-n // BLOCK), *block) if keys == np.uint8 else (n, c.head_dim)))
+                     for n in (c.window, c.n_anchors))
     return {
         "position": ((), np.int64), "v": ((c.d_model,), np.float32), "h": ((decay, c.d_model), np.float32),
         "k": (ring, keys), "value": (ring, keys), "gate": ((attention, c.window), np.uint8),
