@@ -158,7 +158,7 @@ struct Scratch {
     Operand spikes, stream;                // inputs of the products of a phase
     float* score;                          // (threads, QUERIES, sight), of short keys by blocks
     Run* runs;                             // (threads, sight)
-    KeyBlock* blocks;                         // (threads, block_sight)
+    KeyBlock* blocks;                      // (threads, block_sight)
     uint8_t *short_k, *short_v;            // (threads, blocks(T)) blocks: keys and values of this call, of one head
     uint8_t* short_rows;                   // (threads, T, 2, wide) the same token by token
     float* units;                          // (threads, T, 2)

@@ -12,6 +12,7 @@ namespace {
 
 constexpr float LARGEST = 127 * 256;  // of 16 bits whose upper half, rounded, fits in 8
 
+// What attention over short keys needs; Attention (attention.hpp) calls it.
 struct Short : Looking {
     const int64_t wide = ::symboliclight::wide(m), bytes = block_bytes(m);
 
