@@ -198,12 +198,13 @@ struct Short : Looking {
                     for (int g = 0; g < G; ++g) sums[r][half][g] = splat_int(less[r][half]);
             for (int64_t b = 0; b < count; ++b) {
                 if (at == 0) coming.fetch(1);
-                for (int64_t j = 0; j < LANES; j += 4)
+                const uint8_t* value = seen[b].value + at * 4;
+                const int8_t* share = halves + b * LANES;
+                for (int64_t j = 0; j < LANES; j += 4, value += 4 * wide, share += 4)
                     for (int g = 0; g < G; ++g) {
-                        const vint values = load_words(seen[b].value + j * wide + (at + g * W) * 4);
+                        const vint values = load_words(value + g * W * 4);
                         for (int r = 0; r < Q; ++r)
-                            for (int half = 0; half < 2; ++half)
-                                sums[r][half][g] = dot4(sums[r][half][g], values, four_of(halves + (2 * r + half) * room + b * LANES + j));
+                            for (int half = 0; half < 2; ++half) sums[r][half][g] = dot4(sums[r][half][g], values, four_of(share + (2 * r + half) * room));
                     }
             }
             for (int r = 0; r < Q; ++r)

@@ -170,6 +170,9 @@ inline void sum4(vfloat a, vfloat b, vfloat c, vfloat d, float* to) {
 }
 
 inline float max(vfloat x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     return reduce(x, [](float a, float b) { return a > b ? a : b; });
 }
 

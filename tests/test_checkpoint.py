@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 
 import symboliclight
@@ -67,6 +68,18 @@ def test_equal_models_are_equal_files(tmp_path, small_config, small_model, small
     for n in range(8):
         checkpoint.save(tmp_path / str(n), small_config, weights, small_tokenizer)
     assert len({(tmp_path / str(n) / checkpoint.MODEL).read_bytes() for n in range(8)}) == 1
+
+
+def test_every_kind_of_tensor_comes_back_from_the_library(tmp_path):
+    tensors = {"b": torch.arange(6.0).reshape(2, 3).T, "a": torch.tensor(2, dtype=torch.int64),
+               "c": torch.tensor([True]), "d": torch.arange(32, dtype=torch.bfloat16),
+               "e": torch.arange(5, dtype=torch.uint8), "f": torch.zeros(0, 4)}
+    checkpoint._write_tensors(tmp_path / "t", tensors, {"key": "value"})
+    found = safetensors.torch.load_file(tmp_path / "t")
+    assert found.keys() == tensors.keys()
+    assert all(x.dtype == tensors[n].dtype and torch.equal(x, tensors[n]) for n, x in found.items())
+    checkpoint._write_tensors(tmp_path / "n", {"v": np.arange(6, dtype=np.int8).reshape(2, 3).T}, {})
+    np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "n")["v"], [[0, 3], [1, 4], [2, 5]])
 
 
 def test_the_public_load_returns_the_model_and_its_tokenizer(saved, small_model, small_tokenizer):

@@ -7,7 +7,6 @@ unpickles: tensors are safetensors, the rest is JSON. Weights imported without t
 only they may lack tokenizer.model.
 """
 
-import itertools
 import json
 import math
 import os
@@ -30,6 +29,7 @@ STATE, OPTIMIZER = "training/state.json", "training/optimizer.safetensors"
 LAST = "last"  # in a run folder: link to the newest checkpoint
 _TOKENIZER_HASH = "tokenizer_sha256"  # metadata of model.safetensors: ids mean nothing under another tokenizer
 _NO_TOKENIZER = "none"  # in place of the hash
+_LINE = 64  # bytes of a cache line
 
 Framework = Literal["torch", "numpy"]
 
@@ -181,49 +181,45 @@ def _describe(tensor: Any) -> str:
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Any] | Stream, metadata: Mapping[str, str]) -> None:
-    described = {"format": "pt", **metadata}  # never empty: safetensors cannot read no tensors with no metadata
+    """The safetensors format, tensor by tensor, so that equal models are equal files. What fills cache lines comes
+    first: it begins at one where the file is mapped. (The library's writer wants all in memory and aligns to 8 bytes.)
+    """
     if isinstance(tensors, Stream):
-        _write_stream(file, tensors, described)
-    elif all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
-        from safetensors.numpy import save_file
-
-        arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}  # views would be garbled
-        save_file(arrays, file, described)
+        kinds, arrays = {name: ("F32", 4, shape) for name, shape in tensors.shapes.items()}, tensors.arrays
     else:
-        from safetensors.torch import save_file as save_torch
-
-        save_torch({name: tensor.contiguous() for name, tensor in tensors.items()}, file, described)
-    _sort_metadata(file, described)
-
-
-def _sort_metadata(file: Path, metadata: Mapping[str, str]) -> None:
-    """Equal models shall be equal files; the library writes the metadata in an order that changes from run to run."""
-    with file.open("r+b") as f:
-        length = int.from_bytes(f.read(8), "little")
-        header = f.read(length)
-        for order in itertools.permutations(metadata.items()):
-            text = json.dumps(dict(order), separators=(",", ":"), ensure_ascii=False).encode()
-            if (at := header.find(text)) >= 0:
-                f.seek(8 + at)
-                f.write(json.dumps(dict(sorted(metadata.items())), separators=(",", ":"), ensure_ascii=False).encode())
-                return
-
-
-def _write_stream(file: Path, stream: Stream, metadata: Mapping[str, str]) -> None:
-    """The safetensors format, tensor by tensor: the library's writer wants all of them in memory at once."""
-    header: dict[str, Any] = {"__metadata__": metadata}
+        names = sorted(tensors, key=lambda name: (tensors[name].nbytes % _LINE > 0, name))
+        kinds = {name: (_code(x), x.itemsize, tuple(x.shape)) for name, x in ((name, tensors[name]) for name in names)}
+        arrays = ((name, _array(tensors[name])) for name in names)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # never empty: unreadable without tensors
     end = 0
-    for name, shape in stream.shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    for name, (code, size, shape) in kinds.items():
+        start, end = end, end + size * math.prod(shape)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin aligned
+    text += b" " * (-(8 + len(text)) % _LINE)
     with open(file, "xb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for (name, shape), (found, array) in zip(stream.shapes.items(), stream.arrays, strict=True):
-            if (found, array.shape) != (name, shape):
+        for (name, (_, size, shape)), (found, array) in zip(kinds.items(), arrays, strict=True):
+            if (found, array.itemsize, array.shape) != (name, size, shape):
                 raise ValueError(f"{found}{array.shape} came where {name}{shape} was announced")
-            out.write(np.ascontiguousarray(array, "<f4").reshape(-1).data)
+            out.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).data)
+
+
+def _code(tensor: Any) -> str:
+    """What safetensors calls the dtype of a tensor: F32, BF16, U8 and so on."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    for ours, theirs in (("bfloat", "BF"), ("float", "F"), ("uint", "U"), ("int", "I")):
+        name = name.replace(ours, theirs)
+    return name.upper()
+
+
+def _array(tensor: Any) -> np.ndarray:
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    import torch
+
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy lacks bfloat16
 
 
 def _beside(directory: Path) -> tuple[Path, Path]:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight import plots
+from symboliclight import checkpoint, plots
 from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import curves, memory
 from symboliclight.benchmarks.harness import medians, row, turns, write
-from symboliclight.config import ModelConfig, from_dict, preset, save_json, to_dict
+from symboliclight.config import ModelConfig, from_dict, preset, to_dict
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import FORMAT, PRECISIONS, Precision, pack
 from symboliclight.engine.places import places
@@ -243,20 +243,17 @@ def _start_rows(model: Any, name: str) -> list[dict[str, Any]]:
     rows = []
     tensors = {n: x.detach().numpy() for n, x in model.state_dict().items()}
     for precision in ("float32", "int8"):
-        with tempfile.TemporaryDirectory() as folder:
-            from safetensors.numpy import save_file
-
-            save_json(Path(folder) / "config.json", model=model.config)
-            packed = exported_tensors(model.config, tensors, precision)
-            save_file({n: np.ascontiguousarray(x) for n, x in packed.items()}, Path(folder) / "model.safetensors")
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            checkpoint.save(folder, model.config, exported_tensors(model.config, tensors, precision), None)
             times = medians({"start": _first_token(folder)}, rounds=5)
         rows.append(row(f"process start to first token, {name} {precision}, exported", "s", times["start"], 1.0,
                         1.0 / times["start"], 1.0))
     return rows
 
 
-def _first_token(folder: str) -> Decode:
-    command = [sys.executable, "-c", FIRST_TOKEN, folder, str(torch.get_num_threads())]
+def _first_token(folder: Path) -> Decode:
+    command = [sys.executable, "-c", FIRST_TOKEN, str(folder), str(torch.get_num_threads())]
     return lambda: subprocess.run(command, check=True)
 
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from symboliclight.engine.lines import lined
 from symboliclight.engine.rounding import GROUP, LEVELS, compensated, from_bfloat16, to_bfloat16, to_levels
 
 Precision = Literal["float32", "bfloat16", "int8", "int4", "certified"]
@@ -34,12 +35,12 @@ def pack(weight: np.ndarray, kind: str, moment: np.ndarray | None = None) -> tup
     if kind == "float32":
         return weight, None
     if kind == "float32.by_input":
-        return np.ascontiguousarray(weight.T), None
+        return lined(weight.T), None
     if kind == "bfloat16.by_input":
-        return np.ascontiguousarray(to_bfloat16(weight).T), None
+        return lined(to_bfloat16(weight).T), None
     if kind == "int8.by_input":
         scale = _scale(weight)
-        return np.ascontiguousarray(np.rint(weight / scale[:, None]).astype(np.int8).T), scale
+        return lined(np.rint(weight / scale[:, None]).astype(np.int8).T), scale
     weight = _padded(weight)
     if kind == "bfloat16":
         return _interleave(to_bfloat16(weight), 2), None
@@ -121,13 +122,13 @@ def _padded(weight: np.ndarray) -> np.ndarray:
 def _scale(weight: np.ndarray) -> np.ndarray:
     """Step of 8-bit weights of each output: its largest weight becomes 127."""
     largest = np.maximum(weight.max(1), -weight.min(1)) / np.float32(127)
-    return np.where(largest > 0, largest, np.float32(1)).astype(np.float32)
+    return lined(np.where(largest > 0, largest, np.float32(1)).astype(np.float32))
 
 
 def _interleave(x: np.ndarray, step: int) -> np.ndarray:
     """(outs, ins) -> (blocks of 16 outputs, steps, 16, step)."""
     outs, ins = x.shape
-    return np.ascontiguousarray(x.reshape(outs // LANES, LANES, ins // step, step).transpose(0, 2, 1, 3))
+    return lined(x.reshape(outs // LANES, LANES, ins // step, step).transpose(0, 2, 1, 3))
 
 
 def _int4(weight: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +140,8 @@ def _int4(weight: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray, np
         codes, bits = compensated(weight, np.pad(moment, (0, ins - len(moment))))
     codes = codes.reshape(outs // LANES, LANES, ins // GROUP, 4, 2, 4)
     halves = codes[..., 0, :] | codes[..., 1, :] << 4
-    return (np.ascontiguousarray(halves.transpose(0, 2, 3, 1, 4)),
-            np.ascontiguousarray(bits.reshape(outs // LANES, LANES, -1).transpose(0, 2, 1)))
+    return (lined(halves.transpose(0, 2, 3, 1, 4)),
+            lined(bits.reshape(outs // LANES, LANES, -1).transpose(0, 2, 1)))
 
 
 def _from_int4(data: np.ndarray, scale: np.ndarray) -> np.ndarray:

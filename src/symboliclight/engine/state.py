@@ -10,6 +10,7 @@ import numpy as np
 
 from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
+from symboliclight.engine.lines import allocated, lined
 from symboliclight.errors import InputError
 
 MAX_POSITION = 1 << 40  # tokens
@@ -62,17 +63,17 @@ class State:
 
     def rows(self, index: Sequence[int] | np.ndarray) -> "State":
         """The state of the given rows, in that order, repeats allowed."""
-        return self.map(lambda x: x[np.asarray(index)])
+        return self.map(lambda x: lined(x[np.asarray(index)]))
 
     def copy(self) -> "State":
         """An independent copy: a fork of the sequences."""
-        return self.map(np.copy)
+        return self.map(lined)
 
     @staticmethod
     def batch(states: Sequence["State"]) -> "State":
         """One state of many sequences from several states of the same model."""
         each = [state.arrays() for state in states]
-        return State(**{name: np.concatenate([arrays[name] for arrays in each]) for name in each[0]})
+        return State(**{name: lined(np.concatenate([arrays[name] for arrays in each])) for name in each[0]})
 
     @property
     def nbytes(self) -> int:
@@ -104,7 +105,7 @@ class State:
                 array = array[..., BLOCK * wide(config) :].copy().view(np.float32)
             if array.dtype == np.float32 and not finite(array):
                 raise InputError(f"{path}: {name} is not finite; use another state")
-        return State(**{name: array.copy() for name, array in arrays.items()})
+        return State(**{name: lined(array) for name, array in arrays.items()})
 
 
 def key_dtype(c: ModelConfig, precision: str) -> Any:
@@ -163,6 +164,6 @@ def initial_state(config: ModelConfig, padding: np.ndarray, keys: Any = np.float
     """The state before the first token of rows with `padding` (B,) absent tokens on the left."""
     arrays: dict[str, np.ndarray] = {}
     for name, (shape, dtype) in shapes(config, keys).items():
-        arrays[name] = np.zeros((len(padding), *shape), dtype)
+        arrays[name] = allocated((len(padding), *shape), dtype, np.zeros)
     arrays["position"] = -np.asarray(padding, np.int64)
     return State(**arrays)

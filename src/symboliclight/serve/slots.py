@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from symboliclight.engine import Engine, State
+from symboliclight.engine.lines import lined
 from symboliclight.sampling import next_logits
 
 
@@ -56,7 +57,7 @@ class ArraySlots(Slots):
         self._count = len(order)
 
     def row(self, place: int) -> State:
-        return State(**{name: array[place : place + 1].copy() for name, array in self._arrays.items()})
+        return State(**{name: lined(array[place : place + 1]) for name, array in self._arrays.items()})
 
     def advance(self, model: Engine, tokens: np.ndarray, top: int) -> np.ndarray:
         state = State(**{name: array[: self._count] for name, array in self._arrays.items()})
