@@ -11,8 +11,8 @@ constexpr int64_t AHEAD = 4, FAR = 16;  // active inputs fetched in advance: int
 typedef int16_t vshort __attribute__((vector_size(4 * W)));
 typedef int8_t vbyte __attribute__((vector_size(2 * W)));
 
-inline vshort widen(vbyte x) {
-#if defined(__AVX512BW__)  // the compiler would convert halves and join them
+inline vshort longer(vbyte x) {  // as in simd.hpp
+#if defined(__AVX512BW__)
     return (vshort)_mm512_cvtepi8_epi16((__m256i)x);
 #else
     return __builtin_convertvector(x, vshort);
@@ -51,7 +51,7 @@ inline void gather_bytes(const int8_t* w, const float* scale, int64_t outs, cons
             for (int g = 0; g < G; ++g) {
                 vbyte weights;
                 std::memcpy(&weights, row + g * 2 * W, sizeof weights);
-                sum[g] += widen(weights);
+                sum[g] += longer(weights);
             }
         }
         for (int g = 0; g < G; ++g)

@@ -40,11 +40,10 @@ struct Short : Looking {
         char *key = (char*)to.key + slot / LANES * bytes, *value = (char*)to.value + slot / LANES * bytes, *four = value + lane / 4 * 4 * wide;
         for (int64_t i = 0; i < wide; i += 4) std::memcpy(key + i * LANES + lane * 4, from.key + i, 4);
         for (int64_t i = 0; i < wide; i += W) {  // one byte of each word
-            typedef uint8_t vbytes __attribute__((vector_size(W)));
-            vbytes row;
+            vsmall row;
             vuint words;
             std::memcpy(&row, from.value + i, W), std::memcpy(&words, four + i * 4, sizeof words);
-            words = (words & ~(255u << shift)) | (__builtin_convertvector(row, vuint) << uint32_t(shift));
+            words = (words & ~(255u << shift)) | ((vuint)(longer(row) & 255) << uint32_t(shift));
             std::memcpy(four + i * 4, &words, sizeof words);
         }
         std::memcpy(key + LANES * wide + lane * sizeof(float), from.units, sizeof(float));

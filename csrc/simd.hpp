@@ -65,7 +65,28 @@ inline vfloat clamp(vfloat x, vfloat limit) {
     return x > limit ? limit : x;
 }
 
-inline vfloat widen(vhalf x) { return (vfloat)(__builtin_convertvector(x, vuint) << 16); }
+// Longer integers of the same values: GCC 12 converts halves of a vector and joins them, or one lane after another.
+inline vuint longer(vhalf x) {
+#if defined(__AVX512F__)
+    return (vuint)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+    return (vuint)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+    return __builtin_convertvector(x, vuint);
+#endif
+}
+
+inline vint longer(vsmall x) {
+#if defined(__AVX512F__)
+    return (vint)_mm512_cvtepi8_epi32((__m128i)x);
+#elif defined(__AVX2__)
+    return (vint)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x));
+#else
+    return __builtin_convertvector(x, vint);
+#endif
+}
+
+inline vfloat widen(vhalf x) { return (vfloat)(longer(x) << 16); }
 
 // Round to nearest even; NaN becomes the quiet NaN 0x7fc0 so that rounding cannot turn it into infinity.
 inline vhalf narrow(vfloat x) {
@@ -92,14 +113,7 @@ template <class N>
 inline vfloat load(const int8_t* p, N n) {
     vsmall x{};
     std::memcpy(&x, p, n);
-#if defined(__AVX512F__)  // the compiler would convert them one by one
-    vint wide = (vint)_mm512_cvtepi8_epi32((__m128i)x);
-#elif defined(__AVX2__)
-    vint wide = (vint)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x));
-#else
-    vint wide = __builtin_convertvector(x, vint);
-#endif
-    return __builtin_convertvector(wide, vfloat);
+    return __builtin_convertvector(longer(x), vfloat);
 }
 
 template <class N>
