@@ -1,5 +1,6 @@
 """README and docs: figures come from results/, links lead somewhere, and shown commands exist."""
 
+import importlib.util
 import io
 import json
 import lzma
@@ -37,6 +38,19 @@ def test_tables_agree_with_results():
     check = [sys.executable, str(ROOT / "tools" / "fill_docs.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_of_runs_marks_what_missed(tmp_path):
+    spec = importlib.util.spec_from_file_location("fill_docs", ROOT / "tools" / "fill_docs.py")
+    fill_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill_docs)
+    (tmp_path / "speed").mkdir()
+    for file, commit, ratio in (("speed/2", "b" * 12, 1.5), ("speed", "c" * 12, 2.5), ("speed/1", "a" * 12, 2.0)):
+        rows = [{"name": "fast", "ratio": ratio, "target": 2}, {"name": "memory", "ratio": 1, "target": None}]
+        (tmp_path / f"{file}.json").write_text(json.dumps({"commit": commit, "rows": rows}))
+    head, rows = fill_docs.runs(tmp_path / "speed.json")
+    assert head == ("what", "asked", "a" * 7, "b" * 7, "c" * 7)
+    assert rows == [("fast", "2", "2.00", "**1.50**", "2.50")]
 
 
 def test_both_readmes_show_the_same():

@@ -1,7 +1,7 @@
 """Fill the tables of README*.md and docs/*.md from results/*.json; `--check` only says whether they agree.
 
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand. A word after the
-name chooses one of several tables: `parts` of a benchmark, or one of `energy.tables`,
+name chooses one of several tables: `parts` or `runs` of a benchmark, or one of `energy.tables`,
 `interop.hardware_tables`, `interop.nir.tables` or `card.TABLES`, or one that the report of a study holds, or a section
 of `docs/results.toml`, which lists claims and where in which result file their figures stand.
 """
@@ -49,6 +49,8 @@ def table(path: str, view: str | None) -> str:
         head, rows = hardware_tables.TABLES[view](result)
     elif view and ("texts" in result or "readers" in result):
         head, rows = nir_tables.TABLES[view](result)
+    elif view == "runs":
+        head, rows = runs(ROOT / path)
     elif view == "parts":
         head = ("model", "part", "seconds a step", "bound by", "floor, s", "times the floor")
         rows = [(model, p["part"], f"{p['seconds']:.3f}", p["bound"] if p["floor_s"] else "", f"{p['floor_s']:.3f}",
@@ -61,6 +63,18 @@ def table(path: str, view: str | None) -> str:
     else:
         head, rows = comparison_rows(result["runs"])
     return markdown(head, rows)
+
+
+def runs(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The ratios of one benchmark that have a target, in its earlier runs (NAME/*.json, in order) and in the last one;
+    bold where one misses it."""
+    found = [json.loads(f.read_text(encoding="utf-8")) for f in (*sorted(file.with_suffix("").glob("*.json")), file)]
+    ratios = [{r["name"]: r["ratio"] for r in run["rows"]} for run in found]
+    rows = []
+    for name, asked in ((r["name"], r["target"]) for r in found[-1]["rows"] if r["target"] is not None):
+        cells = [f"{ratio:.2f}" if ratio >= asked else f"**{ratio:.2f}**" for ratio in (run[name] for run in ratios)]
+        rows.append((name, f"{asked:g}", *cells))
+    return ("what", "asked", *(run["commit"][:7] for run in found)), rows
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
