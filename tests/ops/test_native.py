@@ -177,7 +177,9 @@ def test_window_attention_of_any_shape_is_the_torch_form(B, T, R, H, K, A, posit
         with torch_forms():
             return window_attention(*args)
 
-    agree(NATIVE, window_attention, torch_form, inputs, window)
+    # AMX rounds the scores' gradients to bfloat16, and their sums over few keys cancel.
+    slack = 2 if dtype == torch.bfloat16 and _native.isa() == "amx" else 1
+    agree(NATIVE, window_attention, torch_form, inputs, window, slack=slack)
 
 
 def test_not_a_number_reaches_the_result():
