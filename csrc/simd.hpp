@@ -186,8 +186,9 @@ inline void sum4(vfloat a, vfloat b, vfloat c, vfloat d, float* to) {
 inline float max(vfloat x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)x);
-#endif
+#else
     return reduce(x, [](float a, float b) { return a > b ? a : b; });
+#endif
 }
 
 // e^x for x <= 0 within two units in the last place; 0 below the smallest normal result, -inf included; NaN stays.

@@ -29,7 +29,7 @@ STATE, OPTIMIZER = "training/state.json", "training/optimizer.safetensors"
 LAST = "last"  # in a run folder: link to the newest checkpoint
 _TOKENIZER_HASH = "tokenizer_sha256"  # metadata of model.safetensors: ids mean nothing under another tokenizer
 _NO_TOKENIZER = "none"  # in place of the hash
-_LINE = 64  # bytes of a cache line
+LINE = 64  # bytes of a cache line
 
 Framework = Literal["torch", "numpy"]
 
@@ -185,18 +185,19 @@ def _write_tensors(file: Path, tensors: Mapping[str, Any] | Stream, metadata: Ma
     first: it begins at one where the file is mapped. (The library's writer wants all in memory and aligns to 8 bytes.)
     """
     if isinstance(tensors, Stream):
-        kinds, arrays = {name: ("F32", 4, shape) for name, shape in tensors.shapes.items()}, tensors.arrays
+        kinds = {name: ("F32", 4, shape) for name, shape in tensors.shapes.items()}
+        arrays = ((name, np.asarray(array, np.float32)) for name, array in tensors.arrays)
     else:
-        names = sorted(tensors, key=lambda name: (tensors[name].nbytes % _LINE > 0, name))
+        names = sorted(tensors, key=lambda name: (tensors[name].nbytes % LINE > 0, name))
         kinds = {name: (_code(x), x.itemsize, tuple(x.shape)) for name, x in ((name, tensors[name]) for name in names)}
         arrays = ((name, _array(tensors[name])) for name in names)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # never empty: unreadable without tensors
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}  # the library reads no empty file without
     end = 0
     for name, (code, size, shape) in kinds.items():
         start, end = end, end + size * math.prod(shape)
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _LINE)
+    text += b" " * (-(8 + len(text)) % LINE)
     with open(file, "xb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for (name, (_, size, shape)), (found, array) in zip(kinds.items(), arrays, strict=True):

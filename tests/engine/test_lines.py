@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import symboliclight.engine
+from symboliclight.checkpoint import LINE
 from symboliclight.engine import State
-from symboliclight.engine.lines import LINE, allocated, lined
+from symboliclight.engine.lines import allocated, lined
 from symboliclight.engine.model import export
 
 MANY = 4096  # bytes: smaller arrays may lie anywhere

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-LINE = 64  # bytes
+from symboliclight.checkpoint import LINE
 
 
 def allocated(shape: Sequence[int], dtype: Any, fill: Callable[..., np.ndarray] = np.empty) -> np.ndarray:
