@@ -43,7 +43,7 @@ struct Attention : Short {
     // What rows n .. n + Q - 1 of head h see.
     Sight sight_of(int64_t layer, int64_t n, int64_t h, int64_t Q) const {
         const int64_t b = n / T, room = sight(m), row = m.K * sizeof(float);
-        Sight s{w.runs + thread * room, w.score + thread * QUERIES * room, room, 0, 0, next_ring(layer, b, h, m.W * row, row, filled(b) * row)};
+        Sight s{w.runs, w.score, room, 0, 0, next_ring(layer, b, h, m.W * row, row, filled(b) * row)};
         const int64_t first_here = b * T * m.D + h * m.K;
         const Keys here{w.k + first_here, w.v + first_here, w.gate + b * T};
         look(n, Q, [&](Place place, int64_t first, int64_t end, int32_t from, int32_t to) {

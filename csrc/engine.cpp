@@ -32,10 +32,9 @@ struct Pass : Head {
         });
     }
 
-    // Ends a residual branch: what it left in y joins the stream of row n, and n is what is read of that.
-    void join(const Norm& norm, int64_t n) const {
+    // Ends a residual branch: what it left, y, joins the stream of row n, and n is what is read of that.
+    void join(const Norm& norm, int64_t n, const float* y) const {
         float* c = w.c + n * m.D;
-        const float* y = w.y + n * m.D;
         if (m.pre) lanes(m.D, [&](int64_t i, auto l) { store(c + i, load(c + i, l) + load(y + i, l), l); });
         normalise(norm, c, m.pre ? nullptr : y, w.n + n * m.D);
     }
@@ -59,12 +58,13 @@ struct Pass : Head {
         if (m.pre) std::memcpy(w.n + n * m.D, c, m.D * sizeof(float));
     }
 
-    // The encoder's neuron along the tokens of sequence b (model/encoder.py). No fma in the membrane: as ops/lif.py.
-    void fire(int64_t b) const {
+    // The encoder's neuron along the tokens of sequence b (model/encoder.py), whose membrane is `left` afterwards. No fma in the
+    // membrane: as ops/lif.py.
+    void fire(int64_t b, float* left) const {
         const vfloat limit = splat(m.v_clamp);
         for (int64_t n = b * T; n < (b + 1) * T; ++n) {
             const float* x = w.c + n * m.D;
-            float *s = w.s + n * m.D, *r = state.v + b * m.D;
+            float *s = w.s + n * m.D, *r = n > b * T ? left : state.v + b * m.D;
             if (m.source == Source::dense) std::memcpy(s, x, m.D * sizeof(float));
             if (m.source == Source::threshold) spike(x, m.threshold, s, m.D);
             if (m.source == Source::topk) largest(x, s);
@@ -73,7 +73,7 @@ struct Pass : Head {
                 vfloat v = clamp(load(m.leak + i, l) * load(r + i, l) + load(x + i, l), limit);
                 auto fired = v >= load(m.threshold + i, l);
                 store(s + i, fired ? splat(1) : vfloat{}, l);
-                store(r + i, fired ? vfloat{} : v, l);
+                store(left + i, fired ? vfloat{} : v, l);
             });
         }
     }
@@ -101,13 +101,19 @@ struct Pass : Head {
         for (int64_t i = 0; i < n; ++i) to[i] = s[i] != 0;
     }
 
-    void hidden(int64_t layer, int64_t n) const {
-        const Layer& p = m.layers[layer];
-        float* f = w.f + n * m.F;
-        if (m.ffn_spikes) spike(f, p.ffn_level, f, m.F);
-        else gelu(f, m.F, 1);
-        if (call.taps.ffn) note(f, call.taps.ffn + (layer * N + n) * m.F, m.F);
-        prepare(p.down, with(w.stream, w.f), n);
+    // The same for row n of s, which is every thread's where there is one.
+    void note_row(uint8_t* to, int64_t row) const {
+        if (to && (N > 1 || thread == 0)) note(w.s + row % N * m.D, to + row * m.D, m.D);
+    }
+
+    // Neurons [begin, end) of the FFN, of all rows.
+    void activate(int64_t layer, int64_t begin, int64_t end) const {
+        for (int64_t n = 0; n < N; ++n) {
+            float* f = w.f + n * m.F + begin;
+            if (m.ffn_spikes) spike(f, m.layers[layer].ffn_level + begin, f, end - begin);
+            else gelu(f, f, end - begin, 1);
+            if (call.taps.ffn) note(f, call.taps.ffn + (layer * N + n) * m.F + begin, end - begin);
+        }
     }
 
     const float* last_rows() const {
@@ -140,8 +146,8 @@ struct Pass : Head {
     void read(const Layer& p, int64_t layer) const {
         const Operand spikes = with(w.spikes, w.s), seen = m.spike_fed ? spikes : with(w.stream, w.n);
         if ((m.decay ? p.tcam : p.q).by_input) count(w.spikes.active, stats.tcam[layer]);
-        if (m.decay) product(p.tcam, spikes, w.u, N);
         if (p.decay_gate.data) product(p.decay_gate, spikes, w.chosen, N);
+        if (m.decay) product(p.tcam, spikes, w.u, N);
         if (!m.attention) return;
         product(p.q, seen, w.q, N);
         product(p.k, seen, w.k, N);
@@ -151,48 +157,78 @@ struct Pass : Head {
     // Row n of the stream after the mixer, and what W_up reads of it.
     void mixed(int64_t layer, int64_t n, const Operand& fed, bool sketched) const {
         const Layer& p = m.layers[layer];
-        join(p.mixer_norm, n);
+        join(p.mixer_norm, n, w.y + n * m.D);
         if (fed.x == w.s) {
             spike(w.n + n * m.D, p.mixer_level, w.s + n * m.D, m.D);
-            if (call.taps.mixer) note(w.s + n * m.D, call.taps.mixer + (layer * N + n) * m.D, m.D);
+            note_row(call.taps.mixer, layer * N + n);
         }
         if (sketched) prepare_sketch(p.sketch.rough, fed, n);
         else prepare(p.up, fed, n);
+    }
+
+    // W_up, and which neurons of the FFN fire.
+    void rise(int64_t layer, const Operand& fed, bool sketched) const {
+        const Layer& p = m.layers[layer];
+        const Operand fired = with(w.stream, w.f);
+        const bool at_once = sums_at_once(p.down);
+        int64_t exact = 0;
+        int32_t count = 0;
+        outputs(p.up, [&](int64_t begin, int64_t end) {
+            const int64_t first = begin * LANES, last = least(end * LANES, m.F);
+            if (sketched) exact += certify(p.up, p.sketch, fed, N, p.ffn_level, w.f, begin, end);
+            else multiply(p.up, fed, N, w.f, begin, end);
+            activate(layer, first, last);
+            if (at_once) count = list_active(w.f, first, last, fired.index, count);
+        });
+        if (sketched) __atomic_fetch_add(&stats.exact[layer], exact, __ATOMIC_RELAXED);
+        if (!at_once) return;
+        gather_all<WIDE>(p.down, fired.index, count, w.found + thread * up(m.D, LANES));
+        __atomic_fetch_add(&stats.down[layer], count, __ATOMIC_RELAXED);
+    }
+
+    // Does each thread add up the rows of W_down of the neurons that it finds firing? Sums of integers, in any order.
+    bool sums_at_once(const Matrix& down) const { return N == 1 && down.by_input && down.format == Format::int8; }
+
+    // What W_down gave: row n of y, or the sum of what threads found.
+    const float* fallen(const Matrix& down, int64_t n) const {
+        if (!sums_at_once(down)) return w.y + n * m.D;
+        lanes(m.D, [&](int64_t i, auto l) {
+            vint sum{};
+            for (int64_t t = 0; t < pool.size(); ++t) {
+                vint part{};
+                std::memcpy(&part, w.found + t * up(m.D, LANES) + i, sizeof(int32_t) * l);
+                sum += part;
+            }
+            store(w.sum + i, load((const float*)down.scale + i, l) * __builtin_convertvector(sum, vfloat), l);
+        });
+        return w.sum;
     }
 
     void block(int64_t layer) const {
         const Layer& p = m.layers[layer];
         const bool sketched = p.sketch.rough.data && m.ffn_spikes && N <= SKETCH_ROWS;
         const Operand fed = m.spike_fed && m.block_spikes ? with(w.spikes, w.s) : with(w.stream, w.n);  // to W_up
-        each(N, [&](int64_t n) { open(p, n); });
-        sync();
+        ready(N, [&](int64_t n) { open(p, n); });
         read(p, layer);
         sync();
         each(B * m.H, [&](int64_t item) { mix(layer, item / m.H, item % m.H); });
         sync();
         each(B, [&](int64_t b) { keep_gates(layer, b, true); });
-        if (prepared(p.out)) {
-            each(N, [&](int64_t n) { prepare(p.out, with(w.stream, w.o), n); });
-            sync();
-        }
+        if (prepared(p.out)) ready(N, [&](int64_t n) { prepare(p.out, with(w.stream, w.o), n); });
         product(p.out, with(w.stream, w.o), w.y, N);
         sync();
-        each(N, [&](int64_t n) { mixed(layer, n, fed, sketched); });
-        sync();
+        ready(N, [&](int64_t n) { mixed(layer, n, fed, sketched); });
         if (p.up.by_input) count(fed.active, stats.up[layer]);
-        if (sketched)
-            take(units(p.up), [&](int64_t begin, int64_t end) {
-                int64_t exact = certify(p.up, p.sketch, fed, N, p.ffn_level, w.f, begin, end);
-                __atomic_fetch_add(&stats.exact[layer], exact, __ATOMIC_RELAXED);
-            });
-        else product(p.up, fed, w.f, N);
+        rise(layer, fed, sketched);
         sync();
-        each(N, [&](int64_t n) { hidden(layer, n); });
-        sync();
-        if (p.down.by_input) count(w.stream.active, stats.down[layer]);
-        product(p.down, with(w.stream, w.f), w.y, N);
-        sync();
-        each(N, [&](int64_t n) { close(layer, n); });
+        if (!sums_at_once(p.down)) {
+            const Operand fired = with(w.stream, w.f);
+            ready(N, [&](int64_t n) { prepare(p.down, fired, n); });
+            if (p.down.by_input) count(fired.active, stats.down[layer]);
+            product(p.down, fired, w.y, N);
+            sync();
+        }
+        own_rows([&](int64_t n) { close(layer, n); });
         if (thread == 0) stats.layers += N, stats.sketched += sketched ? N : 0;
     }
 
@@ -200,24 +236,25 @@ struct Pass : Head {
     void close(int64_t layer, int64_t n) const {
         const Layer& p = m.layers[layer];
         float *s = w.s + n * m.D, *seen = w.n + n * m.D;
-        join(p.ffn_norm, n);
+        join(p.ffn_norm, n, fallen(p.down, n));
         if (m.block_spikes) spike(seen, p.level, s, m.D);
         else std::memcpy(s, seen, m.D * sizeof(float));
-        if (call.taps.blocks) note(s, call.taps.blocks + (layer * N + n) * m.D, m.D);
+        note_row(call.taps.blocks, layer * N + n);
     }
 
     void run() const {
-        each(N, [&](int64_t n) {
+        own_rows([&](int64_t n) {
             embed(n);
             for (int64_t i = 0; i < m.K / 2; ++i) {
                 float angle = float(position(n)) * m.inverse[i], *turn = w.turn + n * m.K;
                 turn[i] = float(cos(angle)), turn[i + m.K / 2] = float(sin(angle));
             }
         });
+        if (N > 1) sync();
+        N == 1 ? fire(0, w.sum) : each(B, [&](int64_t b) { fire(b, state.v + b * m.D); });
         sync();
-        each(B, [&](int64_t b) { fire(b); });
-        sync();
-        if (call.taps.encoder) each(N, [&](int64_t n) { note(w.s + n * m.D, call.taps.encoder + n * m.D, m.D); });
+        if (N == 1 && thread == 0 && m.source == Source::lif) std::memcpy(state.v, w.sum, m.D * sizeof(float));
+        own_rows([&](int64_t n) { note_row(call.taps.encoder, n); });
         for (int64_t layer = 0; layer < m.L; ++layer) {
             block(layer);
             if (m.exit_entropy < 0 || !certain()) continue;
@@ -230,12 +267,12 @@ struct Pass : Head {
     }
 };
 
-void forward(const Model& m, const State& state, const Call& call, const Scratch& w, Stats& stats, Pool& pool) {
-    struct Job { const Model& m; const State& state; const Call& call; const Scratch& w; Stats& stats; Pool& pool; };
-    Job job{m, state, call, w, stats, pool};
+void forward(const Model& m, const State& state, const Call& call, const Scratch* of_threads, Stats& stats, Pool& pool) {
+    struct Job { const Model& m; const State& state; const Call& call; const Scratch* w; Stats& stats; Pool& pool; };
+    Job job{m, state, call, of_threads, stats, pool};
     pool.run([](void* argument, int thread) {
         Job& j = *(Job*)argument;
-        Pass{{{{{{j.m, j.state, j.call, j.w, j.stats, j.pool, thread}}}}}}.run();
+        Pass{{{{{{j.m, j.state, j.call, j.w[thread], j.stats, j.pool, thread}}}}}}.run();
     }, &job);
 }
 

@@ -149,22 +149,29 @@ struct KeyBlock {
     int32_t from, to, open;
 };
 
+// Working memory of a call, as one thread sees it.
 struct Scratch {
-    float *c, *s, *y, *u, *q, *k, *v, *o;  // (N, D)
-    float *n, *chosen;                     // (N, D) what is read of the stream c: c itself but with `pre`; (N, H)
-    float *f, *prior, *turn;               // (N, F), (N, P), (N, K) cosines and sines
-    float* residual;                       // (N, rows of the residual) its part of their logits
-    uint8_t* gate;                         // (N,)
-    Operand spikes, stream;                // inputs of the products of a phase
-    float* score;                          // (threads, QUERIES, sight), of short keys by blocks
-    Run* runs;                             // (threads, sight)
-    KeyBlock* blocks;                      // (threads, block_sight)
-    uint8_t *short_k, *short_v;            // (threads, blocks(T)) blocks: keys and values of this call, of one head
-    uint8_t* short_rows;                   // (threads, T, 2, wide) the same token by token
-    float* units;                          // (threads, T, 2)
-    int8_t *halves, *shares;               // (threads, QUERIES, 2, wide) and (threads, QUERIES, 2, 16 block_sight)
-    float* trial;                          // (B, V) logits for the early exit
-    float *least, *bar;                    // (B, V / 16) largest lower bound of a block of logits; (B,)
+    // Of all threads: what products and heads leave.
+    float *y, *u, *q, *k, *v, *o, *chosen;  // (N, D), but `chosen` (N, H)
+    float *f, *prior;                       // (N, F), (N, P)
+    float* residual;                        // (N, rows of the residual) its part of their logits
+    int32_t* found;                         // (threads, D up to 16) rows of W_down that a thread has added up for itself
+    float* trial;                           // (B, V) logits for the early exit
+    float *least, *bar;                     // (B, V / 16) largest lower bound of a block of logits; (B,)
+    // Rows that threads share out. Of a single row every thread has its own, so that none waits for another to ready it.
+    float *c, *s, *n;       // (N, D); n is what is read of the stream c: c itself but with `pre`
+    float *turn, *blend;    // (N, K) cosines and sines, (N, P)
+    uint8_t* gate;          // (N,)
+    Operand spikes, stream; // inputs of the products of a phase
+    // Of this thread.
+    float* sum;                  // (D,)
+    float* score;                // (QUERIES, sight), of short keys by blocks
+    Run* runs;                   // (sight,)
+    KeyBlock* blocks;            // (block_sight,)
+    uint8_t *short_k, *short_v;  // (blocks(T)) blocks: keys and values of this call, of one head
+    uint8_t* short_rows;         // (T, 2, wide) the same token by token
+    float* units;                // (T, 2)
+    int8_t *halves, *shares;     // (QUERIES, 2, wide) and (QUERIES, 2, 16 block_sight)
 };
 
 // What calls did, for honest byte counts.
@@ -192,7 +199,7 @@ struct Call {
 
 struct EngineIsa {
     const char* name;
-    void (*forward)(const Model&, const State&, const Call&, const Scratch&, Stats&, Pool&);
+    void (*forward)(const Model&, const State&, const Call&, const Scratch* of_threads, Stats&, Pool&);
 };
 
 extern const EngineIsa engine_portable, engine_avx2, engine_avx512, engine_vnni, engine_amx;

@@ -12,6 +12,7 @@
 
 #include "engine.hpp"
 #include "isa.hpp"
+#include "room.hpp"
 
 namespace nb = nanobind;
 
@@ -166,11 +167,27 @@ class Engine {
         if (blocks) call.taps.blocks = of_size(*blocks, LB * T * m_.D, "block spikes");
         nb::gil_scoped_release free;
         std::lock_guard one_call(mutex_);
-        Scratch scratch = make_scratch(B, T);
         Stats stats{tcam_.data(), up_.data(), down_.data(), exact_.data(), chosen_, 0, 0};
-        isa_->forward(m_, state, call, scratch, stats, pool_);
+        isa_->forward(m_, state, call, room_.lay_out(m_, B, T, pool_.size()), stats, pool_);
         layers_run_ += stats.layers, sketched_ += stats.sketched;
-        for (int64_t b = 0; b < B; ++b) state.position[b] += T;
+        for (int64_t b = 0; b < B; ++b) {
+            const int64_t first = state.position[b], last = state.position[b] += T;
+            for (int64_t j = std::max<int64_t>(first, 0); j < last; ++j) {
+                ++tokens_read_;
+                keys_read_ += std::min(j, m_.W) + 1 + std::clamp<int64_t>(j - m_.W, 0, m_.A);
+            }
+        }
+    }
+
+    // All threads wait for each other so many times: what a phase costs beside its work.
+    void meet(int64_t times) {
+        nb::gil_scoped_release free;
+        std::lock_guard one_call(mutex_);
+        struct Job { Pool& pool; int64_t times; } job{pool_, times};
+        pool_.run([](void* argument, int) {
+            const Job& j = *(Job*)argument;
+            for (int64_t i = 0; i < j.times; ++i) j.pool.sync();
+        }, &job);
     }
 
     void set_isa(const std::string& name) {
@@ -184,6 +201,8 @@ class Engine {
 
     std::string isa() const { return isa_->name; }
     int threads() const { return pool_.size(); }
+    int64_t tokens_read() const { return tokens_read_; }
+    int64_t keys_read() const { return keys_read_; }
     nb::tuple counts() const { return nb::make_tuple(layers_run_, tcam_, down_, sketched_, exact_, chosen_[0], chosen_[1], up_); }
 
   private:
@@ -218,58 +237,17 @@ class Engine {
         if (!good) throw std::invalid_argument("the model lacks a weight");
     }
 
-    template <class T>
-    T* take(int64_t count) {
-        used_ = up(used_, 64);
-        T* at = (T*)(memory_.get() + used_);
-        used_ += count * sizeof(T);
-        return at;
-    }
-
-    // Lays the arrays of a call out twice: first to find their size, then in memory.
-    Scratch make_scratch(int64_t B, int64_t T) {
-        // Rows an odd number of cache lines apart: at a multiple of 4 KiB they would displace each other.
-        const int64_t N = B * T, width = up(std::max({m_.D, m_.F, m_.D / 4}), 128) + 64, threads = pool_.size(), many = m_.short_keys ? threads : 0;
-        Scratch w;
-        for (int pass = 0; pass < 2; ++pass) {
-            used_ = 0;
-            for (float** to : {&w.c, &w.s, &w.y, &w.u, &w.q, &w.k, &w.v, &w.o}) *to = take<float>(N * m_.D);
-            w.n = m_.pre ? take<float>(N * m_.D) : w.c, w.chosen = take<float>(N * m_.H);
-            w.f = take<float>(N * m_.F), w.prior = take<float>(N * (m_.D / 4)), w.turn = take<float>(N * m_.K);
-            w.residual = take<float>(N * m_.residual.rows.outs);
-            w.gate = take<uint8_t>(N);
-            for (Operand* x : {&w.spikes, &w.stream})
-                *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
-                      take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), take<int8_t>(N * width),
-                      take<float>(N), take<float>(N), width};
-            w.score = take<float>(threads * QUERIES * (m_.short_keys ? block_sight(m_) * LANES : sight(m_)));
-            w.runs = take<Run>((threads - many) * sight(m_)), w.blocks = take<KeyBlock>(many * block_sight(m_));
-            for (uint8_t** to : {&w.short_k, &w.short_v}) *to = take<uint8_t>(many * blocks(T) * block_bytes(m_));
-            w.short_rows = take<uint8_t>(many * T * 2 * wide(m_)), w.units = take<float>(many * T * 2);
-            w.halves = take<int8_t>(many * QUERIES * 2 * wide(m_)), w.shares = take<int8_t>(many * QUERIES * 2 * block_sight(m_) * LANES);
-            w.trial = take<float>(m_.exit_entropy < 0 ? 0 : B * m_.V);
-            w.least = take<float>(B * up(m_.V, LANES) / LANES), w.bar = take<float>(B);
-            if (used_ > capacity_) {
-                memory_.reset(new (std::align_val_t(64)) char[used_]);
-                capacity_ = used_;
-            }
-        }
-        return w;
-    }
-
-    struct Free { void operator()(char* p) const { operator delete[](p, std::align_val_t(64)); } };
-
     Model m_{};
     std::vector<Layer> layers_;
     std::vector<Bytes> matrices_;  // these keep the arrays alive
     std::vector<Array<const float>> vectors_;
     std::vector<float> levels_, ffn_levels_;    // thresholds where none is learned
     std::vector<int64_t> tokens_, first_, tcam_, up_, down_, exact_;
-    int64_t layers_run_ = 0, sketched_ = 0, chosen_[2] = {}, used_ = 0, capacity_ = 0;
+    int64_t tokens_read_ = 0, keys_read_ = 0, layers_run_ = 0, sketched_ = 0, chosen_[2] = {};
     const EngineIsa* isa_ = supported().back();
     Pool pool_;
     std::mutex mutex_;
-    std::unique_ptr<char[], Free> memory_;
+    Room room_;
 };
 
 }  // namespace
@@ -292,9 +270,12 @@ NB_MODULE(_engine, m) {
              nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"), nb::arg("tails"),
              nb::arg("logits").none(), nb::arg("all"), nb::arg("top") = 0, nb::arg("encoder").none() = nb::none(), nb::arg("mixer").none() = nb::none(),
              nb::arg("ffn").none() = nb::none(), nb::arg("blocks").none() = nb::none())
+        .def("meet", &Engine::meet, "Let all threads wait for each other so many times.")
         .def("set_isa", &Engine::set_isa)
         .def("counts", &Engine::counts, "So far: tokens times layers run, active inputs of W_tcam and W_down by layer, tokens times layers sketched, "
              "outputs of W_up computed in full by layer, heads sketched, logits computed in full for them, active inputs of W_up.")
         .def_prop_ro("isa", &Engine::isa)
+        .def_prop_ro("tokens_read", &Engine::tokens_read)
+        .def_prop_ro("keys_read", &Engine::keys_read)
         .def_prop_ro("threads", &Engine::threads);
 }

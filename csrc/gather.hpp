@@ -7,7 +7,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int64_t AHEAD = 4, FAR = 16;  // active inputs fetched in advance: into the first cache, and into the second
+constexpr int64_t AHEAD = 16;  // active inputs fetched in advance, into the second cache
 typedef int16_t vshort __attribute__((vector_size(4 * W)));
 typedef int8_t vbyte __attribute__((vector_size(2 * W)));
 
@@ -28,26 +28,25 @@ inline void gather_floats(const T* w, int64_t outs, const int32_t* index, int64_
     vfloat sum[G] = {};
     for (int64_t j = 0; j < active; ++j) {
         const T* row = w + index[j] * outs + o;
-        const T* next = w + index[j + FAR < active ? j + FAR : j] * outs + o;
+        const T* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
         for (size_t at = 0; at < G * W * sizeof(T); at += 64) __builtin_prefetch((const char*)next + at, 0, 2);
         for (int g = 0; g < G; ++g) sum[g] = sum[g] + load(row + g * W, Full{});
     }
     for (int g = 0; g < G; ++g) store(y + o + g * W, sum[g], Full{});
 }
 
-// As above with int8 weights: 16-bit sums of up to 256 rows, then 32-bit ones; G vectors of 2 W outputs.
-template <int G, bool many>
-inline void gather_bytes(const int8_t* w, const float* scale, int64_t outs, const int32_t* index, int64_t active, float* y,
-                         int64_t o) {
-    constexpr int64_t ahead = many ? FAR : AHEAD;
-    int32_t total[G * 2 * W] = {};
+// total[i] = the sum of weight o + i of the active rows, of int8: 16-bit sums of up to 256 rows, then 32-bit ones; G vectors
+// of 2 W outputs.
+template <int G>
+inline void gather_bytes(const int8_t* w, int64_t outs, const int32_t* index, int64_t active, int32_t* total, int64_t o) {
+    std::memset(total, 0, G * 2 * W * sizeof *total);
     for (int64_t first = 0; first < active; first += 256) {
         int64_t last = first + 256 < active ? first + 256 : active;
         vshort sum[G] = {};
         for (int64_t j = first; j < last; ++j) {
             const int8_t* row = w + index[j] * outs + o;
-            const int8_t* next = w + index[j + ahead < active ? j + ahead : j] * outs + o;
-            for (size_t at = 0; at < G * 2 * W; at += 64) __builtin_prefetch((const char*)next + at, 0, many ? 2 : 3);
+            const int8_t* next = w + index[j + AHEAD < active ? j + AHEAD : j] * outs + o;
+            for (size_t at = 0; at < G * 2 * W; at += 64) __builtin_prefetch((const char*)next + at, 0, 2);
             for (int g = 0; g < G; ++g) {
                 vbyte weights;
                 std::memcpy(&weights, row + g * 2 * W, sizeof weights);
@@ -57,7 +56,6 @@ inline void gather_bytes(const int8_t* w, const float* scale, int64_t outs, cons
         for (int g = 0; g < G; ++g)
             for (int i = 0; i < 2 * W; ++i) total[g * 2 * W + i] += sum[g][i];
     }
-    for (int i = 0; i < G * 2 * W; ++i) y[o + i] = scale[o + i] * float(total[i]);
 }
 
 // Widest pieces first, then narrower ones; f(output, Count<G>) does G vectors of `lane` outputs. Returns what is left.
@@ -66,6 +64,19 @@ inline int64_t by_columns(int64_t o, int64_t end, int64_t lane, F f) {
     for (; o + G * lane <= end; o += G * lane) f(o, Count<G>{});
     if constexpr (G > 1) return by_columns<G / 2>(o, end, lane, f);
     return o;
+}
+
+// total (outs) = the sum of the active rows of int8 weights.
+template <int G>
+void gather_all(const Matrix& m, const int32_t* index, int64_t active, int32_t* total) {
+    const int8_t* w = (const int8_t*)m.data;
+    int64_t o = by_columns<G>(0, m.outs, 2 * W, [&](int64_t o, auto g) {
+        gather_bytes<decltype(g)::value>(w, m.outs, index, active, total + o, o);
+    });
+    for (; o < m.outs; ++o) {
+        total[o] = 0;
+        for (int64_t j = 0; j < active; ++j) total[o] += w[index[j] * m.outs + o];
+    }
 }
 
 template <int G>
@@ -77,8 +88,11 @@ void gather_columns(const Matrix& m, const Operand& x, int64_t N, float* y, int6
     if (m.format == Format::int8)
         rest = by_columns<G>(begin, end, 2 * W, [&](int64_t o, auto g) {
             each_row([&](const int32_t* index, int64_t active, float* to) {
-                auto gather = N > 1 ? gather_bytes<decltype(g)::value, true> : gather_bytes<decltype(g)::value, false>;
-                gather((const int8_t*)m.data, (const float*)m.scale, m.outs, index, active, to, o);
+                constexpr int count = decltype(g)::value;
+                const float* scale = (const float*)m.scale;
+                int32_t total[count * 2 * W];
+                gather_bytes<count>((const int8_t*)m.data, m.outs, index, active, total, o);
+                for (int i = 0; i < count * 2 * W; ++i) to[o + i] = scale[o + i] * float(total[i]);
             });
         });
     else

@@ -11,29 +11,28 @@ namespace SYMBOLICLIGHT_ISA {
 namespace {
 
 struct Head : Attention {
-    static void gelu(float* x, int64_t n, float weight) {
-        for (int64_t i = 0; i < n; ++i) x[i] = weight * .5f * x[i] * (1 + erff(x[i] * 0.707106781f));
+    // to = weight GELU(x)
+    static void gelu(const float* x, float* to, int64_t n, float weight) {
+        for (int64_t i = 0; i < n; ++i) to[i] = weight * .5f * x[i] * (1 + erff(x[i] * 0.707106781f));
     }
 
     // Logits (rows, V) of rows x (model/head.py); with `top`, those that cannot be among so many largest may be left out
     // as -infinity. Ends in step.
     void head(const float* x, int64_t rows, float* logits, int64_t top = 0) const {
-        Operand in = with(w.stream, x), prior = with(w.spikes, w.prior);
+        Operand in = with(w.stream, x), prior = with(w.spikes, w.blend);
         const bool dynamic = m.prior == Prior::dynamic;
         const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
-        each(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
-        sync();
+        ready(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
         const Residual& residual = m.residual;
         if (residual.rows.data) product(residual.rows, in, w.residual, rows);
-        if (dynamic) {
-            product(m.prior_down, in, w.prior, rows);
-            sync();
-            each(rows, [&](int64_t n) {
-                gelu(w.prior + n * m.prior_down.outs, m.prior_down.outs, m.prior_weight);
+        if (dynamic) product(m.prior_down, in, w.prior, rows);
+        if (dynamic || residual.rows.data) sync();
+        if (dynamic)
+            ready(rows, [&](int64_t n) {
+                const int64_t outs = m.prior_down.outs, row = n * outs;
+                gelu(w.prior + row, w.blend + row, outs, m.prior_weight);
                 rough ? prepare_sketch(m.prior_sketch.rough, prior, n) : prepare(m.prior_up, prior, n);
             });
-        }
-        if (dynamic || residual.rows.data) sync();
         if (rough) return choose(in, prior, rows, logits, top, dynamic);
         take(units(m.head), [&](int64_t begin, int64_t end) {
             multiply(m.head, in, rows, logits, begin, end);

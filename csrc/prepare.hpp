@@ -11,26 +11,31 @@ inline bool prepared(const Matrix& m) {
     return m.by_input || m.format == Format::int8 || m.format == Format::int4 || (TILES && m.format == Format::bfloat16);
 }
 
+// Adds the inputs of [begin, end) that are not zero to a list of `count`; returns how many it has then. Up to a vector more
+// is written.
+inline int32_t list_active(const float* in, int64_t begin, int64_t end, int32_t* index, int32_t count) {
+    int64_t i = begin;
+#if defined(__AVX512F__)
+    for (; i + W <= end; i += W) {
+        const __mmask16 fired = _mm512_cmp_ps_mask((__m512)load(in + i, Full{}), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        // Not compressed into memory: some processors are slow at that. What is stored too much is overwritten.
+        __m512i list = _mm512_maskz_compress_epi32(fired, (__m512i)(lane_numbers() + splat_int(int32_t(i))));
+        _mm512_storeu_si512(index + count, list);
+        count += __builtin_popcount(fired);
+    }
+#endif
+    for (; i < end; ++i) {
+        index[count] = int32_t(i);
+        count += in[i] != 0;
+    }
+    return count;
+}
+
 // Fills in what products with `m` need of row n of x.x.
 inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
     const float* in = x.x + n * m.ins;
     if (m.by_input) {
-        int32_t *index = x.index + n * x.width, count = 0;
-        int64_t i = 0;
-#if defined(__AVX512F__)
-        for (; i + W <= m.ins; i += W) {
-            const __mmask16 fired = _mm512_cmp_ps_mask((__m512)load(in + i, Full{}), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-            // Not compressed into memory: some processors are slow at that. What is stored too much is overwritten.
-            __m512i list = _mm512_maskz_compress_epi32(fired, (__m512i)(lane_numbers() + splat_int(int32_t(i))));
-            _mm512_storeu_si512(index + count, list);
-            count += __builtin_popcount(fired);
-        }
-#endif
-        for (; i < m.ins; ++i) {
-            index[count] = int32_t(i);
-            count += in[i] != 0;
-        }
-        x.active[n] = count;
+        x.active[n] = list_active(in, 0, m.ins, x.index + n * x.width, 0);
 #if defined(__AMX_INT8__)
     } else if (m.format == Format::bfloat16) {
         bf16* parts = x.parts + n * 3 * x.width;

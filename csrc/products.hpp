@@ -266,6 +266,8 @@ void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int6
 
 // ---- any layout
 
+constexpr int WIDE = W == 16 ? 24 : 8, NARROW = 4;  // columns of inputs: narrow ones of all stay in the cache for many rows
+
 inline int64_t units(const Matrix& m) {  // what threads share out: 16 outputs
     return (m.outs + LANES - 1) / LANES;
 }
@@ -275,7 +277,6 @@ inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int
     int64_t first = begin * LANES, last = end * LANES < m.outs ? end * LANES : m.outs;
     if (begin >= end) return;
     if (m.by_input) {
-        constexpr int WIDE = W == 16 ? 24 : 8, NARROW = 4;  // narrow columns of all inputs stay in the cache for many rows
         if (N < 32) gather_columns<WIDE>(m, x, N, y, first, last);
         else gather_columns<NARROW>(m, x, N, y, first, last);
         return;

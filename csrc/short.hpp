@@ -53,14 +53,12 @@ struct Short : Looking {
     struct Rows { uint8_t *key, *value; float* units; };
 
     Rows rows(int64_t t) const {
-        const int64_t row = thread * T + t;
-        return {w.short_rows + row * 2 * wide, w.short_rows + (row * 2 + 1) * wide, w.units + row * 2};
+        return {w.short_rows + t * 2 * wide, w.short_rows + (t * 2 + 1) * wide, w.units + t * 2};
     }
 
     // Keys and values of one head of this call, in blocks.
     Keys shorten_all(int64_t b, int64_t h) const {
-        const int64_t here = thread * blocks(T) * bytes;
-        const Keys call{w.short_k + here, w.short_v + here, w.gate + b * T};
+        const Keys call{w.short_k, w.short_v, w.gate + b * T};
         for (int64_t t = 0, at = b * T * m.D + h * m.K; t < T; ++t, at += m.D) {
             const Rows to = rows(t);
             to.units[0] = shorten(w.k + at, to.key), to.units[1] = shorten(w.v + at, to.value);
@@ -220,10 +218,10 @@ struct Short : Looking {
     // Attention of rows n .. n + Q - 1, head h, over what look() says. A row's result does not depend on Q.
     template <int Q>
     void attend_short(int64_t layer, int64_t n, int64_t h, const Keys& call, float* out) const {
-        const int64_t b = n / T, most_blocks = block_sight(m), room = most_blocks * LANES, head = blocks(m.W) * bytes;
-        KeyBlock* seen = w.blocks + thread * most_blocks;
-        int8_t *queries = w.halves + thread * QUERIES * 2 * wide, *halves = w.shares + thread * QUERIES * 2 * room;
-        float *score = w.score + thread * QUERIES * room, unit[Q];
+        const int64_t b = n / T, room = block_sight(m) * LANES, head = blocks(m.W) * bytes;
+        KeyBlock* seen = w.blocks;
+        int8_t *queries = w.halves, *halves = w.shares;
+        float *score = w.score, unit[Q];
         int32_t less[Q][2];
         vfloat most[Q];
         const int64_t count = gather_blocks(layer, n, h, Q, call, seen);

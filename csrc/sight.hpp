@@ -57,10 +57,10 @@ struct Looking : Step {
         return {(char*)state.anchor_k + head, (char*)state.anchor_v + head, state.anchor_gate + at * m.A};
     }
 
-    // The ring of the item after head h of sequence b, at the same layer, if one query reads it all.
+    // The ring of the item after head h of sequence b, at the same layer, if it is this thread's and one query reads it all.
     Coming next_ring(int64_t layer, int64_t b, int64_t h, int64_t bytes, int64_t piece, int64_t filled) const {
         const int64_t item = b * m.H + h + 1;
-        if (T > 1 || item == B * m.H) return {};
+        if (T > 1 || item == B * m.H * (thread + 1) / pool.size()) return {};
         const Keys ring = past(Place::ring, layer, item / m.H, item % m.H, bytes);
         return {(const char*)ring.key, (const char*)ring.value, piece, filled};
     }

@@ -34,6 +34,20 @@ struct Step {
         f(items * thread / pool.size(), items * (thread + 1) / pool.size());
     }
 
+    // f(n) for this thread's rows; for a single one on every thread, which has its own (Scratch).
+    template <class F>
+    void own_rows(F f) const {
+        N == 1 ? f(0) : each(N, f);
+    }
+
+    // The same for `items` rows, until all are ready for this thread.
+    template <class F>
+    void ready(int64_t items, F f) const {
+        if (N == 1) return f(0);
+        each(items, f);
+        sync();
+    }
+
     // f(begin, end) on pieces of `items`: those of this thread's share, then what others have left of theirs.
     template <class F>
     void take(int64_t items, F f) const {
@@ -58,9 +72,14 @@ struct Step {
         });
     }
 
-    void product(const Matrix& matrix, const Operand& x, float* y, int64_t rows, bool add = false) const {
-        auto some = [&](int64_t begin, int64_t end) { multiply(matrix, x, rows, y, begin, end, add); };
-        matrix.by_input ? share(units(matrix), some) : take(units(matrix), some);
+    // f(first, end) on units of outputs of a product.
+    template <class F>
+    void outputs(const Matrix& matrix, F f) const {
+        matrix.by_input ? share(units(matrix), f) : take(units(matrix), f);
+    }
+
+    void product(const Matrix& matrix, const Operand& x, float* y, int64_t rows) const {
+        outputs(matrix, [&](int64_t begin, int64_t end) { multiply(matrix, x, rows, y, begin, end); });
     }
 
     static Operand with(Operand operand, const float* x) {

@@ -7,9 +7,10 @@ import torch
 from test_exact import tokens_of
 
 from symboliclight import build, preset
-from symboliclight.benchmarks import curves, decode
-from symboliclight.benchmarks.harness import Rounds, turns
+from symboliclight.benchmarks import curves, decode, memory
+from symboliclight.benchmarks.harness import Rounds, row, turns
 from symboliclight.cli import main
+from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
 
@@ -32,6 +33,25 @@ def test_contenders_take_turns_and_are_compared_round_by_round():
     assert calls == [*"ab", *"aabb" * 3]
     slowing = Rounds({"a": [1.0, 1.0, 9.0, 9.0, 9.0], "b": [2.0, 2.0, 18.0, 18.0, 1.0]})  # the machine gets slower
     assert slowing.faster("a", "b") == 2 and slowing.median("a") == 9 and slowing.median("b") == 2
+
+
+def test_rounds_are_also_reported_apart_where_the_threads_moved():
+    def report(found):
+        return row("speed", "x", found.median("a"), 1, found.faster("a", "b"), 2.0)
+
+    still = Rounds({"a": [1.0] * 12, "b": [2.0] * 12, "meeting": [1.0] * 11 + [9.0]})
+    assert memory.everywhere(still, report) == [row("speed", "x", 1, 1, 2, 2.0)]
+    moving = Rounds({"a": [1.0, 2.0] * 6, "b": [2.0, 8.0] * 6, "meeting": [1.0, 5.0] * 6})
+    assert memory.everywhere(moving, report) == [
+        row("speed", "x", 1.5, 1, 3, 2.0), row("speed (threads near)", "x", 1, 1, 2),
+        row("speed (threads far apart)", "x", 2, 1, 4)]
+
+
+def test_threads_meet_and_one_alone_does_not_wait(model):
+    for threads in (1, 3):
+        engine = Engine(model.config, decode.engine_of(model, "int8").weights, threads)
+        memory.meeting(engine)()
+        assert engine.last(tokens_of((1, 4), 4096))[0].shape == (1, 4096)
 
 
 def test_fields_are_changed_and_others_kept():

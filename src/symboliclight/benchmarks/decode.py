@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from symboliclight import checkpoint, plots
 from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import curves, memory
-from symboliclight.benchmarks.harness import medians, row, turns, write
+from symboliclight.benchmarks.harness import Rounds, medians, row, turns, write
 from symboliclight.config import ModelConfig, from_dict, preset, to_dict
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import FORMAT, PRECISIONS, Precision, pack
@@ -175,11 +176,10 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
         rows += [ratio(f" {p} against {n} float32 in transformers", p, n, asked.get(p)) for n, asked in targets.items()]
         slow, size = f"{p}, dense path", sum(bytes_per_token(engine, tokens).values())
         names = [n for n in reads if n.split(",")[0] == p]
-        near = turns({n: reads[n] for n in names} | {"memory": stream}, rounds, seconds=20, twice=True)
+        near = turns({n: reads[n] for n in names} | {"memory": stream, "meeting": memory.meeting(engine)}, rounds,
+                     seconds=20, twice=True)
         rate = TOKENS / near.median(p)
-        rows.append(row(f"decode {name} {p}: bytes read a token, against the bandwidth", "GB/s", size * rate / 1e9,
-                        large / near.median("memory") / 1e9, size * TOKENS / large * near.faster(p, "memory"),
-                        ROOFLINE.get(p)))
+        rows += memory.everywhere(near, partial(_roofline, f"decode {name} {p}", p, size, large))
         if slow in reads:
             rows.append(row(f"decode {name} {p}: sparse path against dense path, same weights", "tokens/s", rate,
                             TOKENS / near.median(slow), near.faster(p, slow), 1.25))
@@ -192,7 +192,13 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
     same = f"same spikes and same {TOP} largest logits"
     rows.append(ratio(f": certified against float32, {same}", "certified", "float32"))
     rows.append(ratio(" float32 against its torch model", "float32", "torch"))
-    return memory.rows() + rows
+    return memory.rows(engines["int8"]) + rows
+
+
+def _roofline(name: str, p: str, size: float, large: float, found: Rounds) -> dict[str, Any]:
+    """`size` bytes a token, of contender p, against `large` bytes of the memory alone."""
+    return row(f"{name}: bytes read a token, against the bandwidth", "GB/s", size * TOKENS / found.median(p) / 1e9,
+               large / found.median("memory") / 1e9, size * TOKENS / large * found.faster(p, "memory"), ROOFLINE.get(p))
 
 
 def _prefill_rows(rival: Any, engines: Mapping[str, Engine], tokens: np.ndarray, name: str, rival_name: str,
@@ -220,11 +226,12 @@ def _shape_rows(engine: Engine, tokens: np.ndarray, name: str) -> list[dict[str,
     """Batches, long contexts and the size of the state."""
     contenders = {"1": decoder(engine, tokens), "16": decoder(engine, curves.many(tokens, 16)),
                   "near": decoder(engine, tokens, 512), "far": decoder(engine, tokens, 16384)}
-    found = turns(contenders, rounds=31, seconds=60, twice=True)
+    found = turns(contenders | {"meeting": memory.meeting(engine)}, rounds=31, seconds=60, twice=True)
     rate, size = {n: TOKENS / found.median(n) for n in contenders}, engine.initial_state(1).nbytes / 1e6
     return [
-        row(f"decode {name} int8, batch 16 against batch 1", "tokens/s", 16 * rate["16"], rate["1"],
-            16 * found.faster("16", "1"), 5.0),
+        *memory.everywhere(found, lambda r: row(
+            f"decode {name} int8, batch 16 against batch 1", "tokens/s", 16 * TOKENS / r.median("16"),
+            TOKENS / r.median("1"), 16 * r.faster("16", "1"), 5.0)),
         row(f"decode {name} int8 at context 16384 against 512", "tokens/s", rate["far"], rate["near"],
             found.faster("far", "near"), 0.95),
         row(f"state of one sequence, {name} int8", "MB", size, 20.0, 20.0 / size, 1.0),
@@ -281,9 +288,11 @@ def _large_rows(name: str, tokens: np.ndarray, rounds: int) -> list[dict[str, An
     del model
     tokens = tokens % engine.config.vocab_size
     stream, read = memory.reading()
-    found = turns({"engine": decoder(engine, tokens), "memory": stream}, rounds, seconds=30, twice=True)
+    found = turns({"engine": decoder(engine, tokens), "memory": stream, "meeting": memory.meeting(engine)}, rounds,
+                  seconds=30, twice=True)
     sizes = engine.stats()["whole"]
     whole = sum(sizes.values()) - sizes["attention"]
-    return [row(f"decode {name} int8 against the memory limit of its dense int8 weights", "tokens/s",
-                TOKENS / found.median("engine"), read / found.median("memory") / whole,
-                whole * TOKENS / read * found.faster("engine", "memory"), 1.3)]
+    return memory.everywhere(found, lambda r: row(
+        f"decode {name} int8 against the memory limit of its dense int8 weights", "tokens/s",
+        TOKENS / r.median("engine"), read / r.median("memory") / whole,
+        whole * TOKENS / read * r.faster("engine", "memory"), 1.3))

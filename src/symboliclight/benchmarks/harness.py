@@ -4,7 +4,7 @@ import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ class Rounds:
         Steadier than a ratio of medians where a machine slows down for some of the rounds.
         """
         return statistics.median(b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
+
+    def only(self, chosen: Sequence[bool]) -> "Rounds":
+        """The rounds that are chosen."""
+        return Rounds({name: [x for x, one in zip(each, chosen, strict=True) if one]
+                       for name, each in self.seconds.items()})
 
 
 def turns(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 60.0, twice: bool = False

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from symboliclight.config import ModelConfig, from_dict, load_json
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
 from symboliclight.engine.places import stream_threshold
-from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype
+from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype, shapes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
@@ -69,8 +69,6 @@ class Engine:
     weights: Weights
     threads: int | None = None
     isa: str | None = None  # one of `_engine.isas()`; None: the fastest
-    tokens_read: int = field(default=0, init=False)
-    keys_read: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -86,6 +84,7 @@ class Engine:
         if self.isa is not None:
             self._native.set_isa(self.isa)
         self.isa = self._native.isa
+        self._shapes = shapes(self.config, self.keys)
         self._spike_fed = {m.site for m in self.weights.matrices if m.by_input}
         if self.weights.tokens is not None:
             self._native.tokens(self.weights.tokens)
@@ -97,6 +96,11 @@ class Engine:
     @property
     def precision(self) -> str:
         return self.weights.precision
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens read since loading, without padding."""
+        return int(self._native.tokens_read)
 
     @property
     def keys(self) -> Any:
@@ -135,7 +139,6 @@ class Engine:
                  "blocks": np.zeros((c.n_layers, B * T, c.d_model), np.uint8)}
         logits = np.empty((B, T, c.vocab_size), np.float32)
         new = self._own(state, B)
-        self._count(new.position, T)
         self._native.forward(tokens, **new.buffers(), logits=logits, all=True, **noted)
         seen = {site: array.astype(bool).reshape(*array.shape[:-2], B, T, -1) for site, array in noted.items()}
         spikes = {"encoder": seen["encoder"]} if c.spike_source != "dense" else {}
@@ -169,7 +172,7 @@ class Engine:
         if chosen:
             in_full["prior_up"] = active["head"]
         key = 2 * key_bytes(c, self.keys) * c.n_heads * c.n_layers
-        read: dict[str, float] = {"attention": key * share * self.keys_read / tokens}
+        read: dict[str, float] = {"attention": key * share * self._native.keys_read / tokens}
         whole = dict(read)
         for m in self.weights.matrices:
             size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0
@@ -211,7 +214,7 @@ class Engine:
         """The state of `rows` sequences, checked and taken over; a new one for None."""
         if state is None:
             return self.initial_state(rows)
-        check(state.arrays(), self.config, "the state", self.keys, rows)
+        check(state.arrays(), self._shapes, "the state", rows)
         return state.take()
 
     def _advance(self, tokens: np.ndarray, state: State, logits: np.ndarray, top: int) -> None:
@@ -219,7 +222,6 @@ class Engine:
         step = T if self.config.exit_entropy is not None else max(1, ROWS // B)  # an exit looks at the whole call
         for first in range(0, T, step):
             part = np.ascontiguousarray(tokens[:, first : first + step])
-            self._count(state.position, part.shape[1])
             if logits.ndim == 2:
                 self._native.forward(part, **arrays, logits=logits if first + step >= T else None, all=False, top=top)
                 continue
@@ -228,13 +230,6 @@ class Engine:
             self._native.forward(part, **arrays, logits=target, all=True)
             if target is not whole:
                 whole[:] = target
-
-    def _count(self, position: np.ndarray, length: int) -> None:
-        at = position[:, None] + np.arange(length)
-        at = at[at >= 0]
-        c = self.config
-        self.tokens_read += at.size
-        self.keys_read += int((np.minimum(at, c.window) + 1 + np.clip(at - c.window, 0, c.n_anchors)).sum())
 
 
 def _cores() -> int:

@@ -45,11 +45,12 @@ class State:
         if self.taken:
             raise InputError("this state was advanced by an earlier call; go on from the state it returned, "
                              "or copy() a state before forking it")
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in NAMES}
 
     def buffers(self) -> dict[str, np.ndarray]:
         """Name -> array, keys and values as bytes: what the native step takes and changes."""
-        return {name: array.view(np.uint8) if name in KEYS else array for name, array in self.arrays().items()}
+        arrays = self.arrays()
+        return arrays | {name: arrays[name].view(np.uint8) for name in KEYS if arrays[name].dtype != np.uint8}
 
     def take(self) -> "State":
         """The same arrays under a new owner; this state is not used again."""
@@ -99,13 +100,19 @@ class State:
         arrays, _ = map_tensors(Path(path))
         if not config.conv:  # files of before there were convolutions
             arrays.setdefault("tails", np.zeros((np.size(arrays.get("position", ())), 0), np.float32))
-        check(arrays, config, str(path), arrays["k"].dtype if "k" in arrays else np.float32)
+        keys = arrays["k"].dtype if "k" in arrays else np.float32
+        if keys not in (np.float32, np.uint8):
+            raise InputError(f"{path} is not the state of a model; use a file that State.save wrote")
+        check(arrays, shapes(config, keys), str(path))
         for name, array in arrays.items():
             if name in KEYS and array.dtype == np.uint8:
                 array = array[..., BLOCK * wide(config) :].copy().view(np.float32)
             if array.dtype == np.float32 and not finite(array):
                 raise InputError(f"{path}: {name} is not finite; use another state")
         return State(**{name: lined(array) for name, array in arrays.items()})
+
+
+NAMES = tuple(field.name for field in fields(State))
 
 
 def key_dtype(c: ModelConfig, precision: str) -> Any:
@@ -142,12 +149,9 @@ def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int,
     }
 
 
-def check(arrays: dict[str, np.ndarray], config: ModelConfig, where: str, keys: Any = np.float32,
+def check(arrays: dict[str, np.ndarray], expected: dict[str, tuple[tuple[int, ...], Any]], where: str,
           rows: int | None = None) -> None:
-    """Raise `InputError` unless `arrays` may be given to the engine: names, shapes, dtypes, sane positions, `rows`."""
-    if keys not in (np.float32, np.uint8):
-        raise InputError(f"{where} is not the state of a model; use a file that State.save wrote")
-    expected = shapes(config, keys)
+    """Raise `InputError` unless `arrays` may be given to the engine: names, `shapes`, dtypes, positions, `rows`."""
     position = arrays.get("position", np.zeros(()))
     if position.ndim != 1 or arrays.keys() != expected.keys():
         raise InputError(f"{where} is not the state of a model; use a file that State.save wrote")
@@ -156,7 +160,7 @@ def check(arrays: dict[str, np.ndarray], config: ModelConfig, where: str, keys: 
             raise InputError(f"{where}: {name} does not fit this model at this precision; use a state that it made")
     if rows not in (None, len(position)):
         raise InputError(f"{where} is of {len(position)} sequences, the tokens of {rows}; pass matching rows")
-    if np.abs(position).max(initial=0) > MAX_POSITION:
+    if any(abs(one) > MAX_POSITION for one in position.tolist()):
         raise InputError(f"{where}: position is out of range; use another state")
 
 
