@@ -67,14 +67,19 @@ def table(path: str, view: str | None) -> str:
 
 def runs(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The ratios of one benchmark that have a target, in its earlier runs (NAME/*.json, in order) and in the last one;
-    bold where one misses it."""
+    bold where one misses it. Which build of a rival was the fastest may differ from run to run."""
     found = [json.loads(f.read_text(encoding="utf-8")) for f in (*sorted(file.with_suffix("").glob("*.json")), file)]
-    ratios = [{r["name"]: r["ratio"] for r in run["rows"]} for run in found]
+    ratios = [{ours(r["name"]): r["ratio"] for r in run["rows"] if r["target"] is not None} for run in found]
     rows = []
     for name, asked in ((r["name"], r["target"]) for r in found[-1]["rows"] if r["target"] is not None):
-        cells = [f"{ratio:.2f}" if ratio >= asked else f"**{ratio:.2f}**" for ratio in (run[name] for run in ratios)]
+        cells = [f"{ratio:.2f}" if ratio >= asked else f"**{ratio:.2f}**" for ratio in (run[ours(name)] for run in ratios)]
         rows.append((name, f"{asked:g}", *cells))
     return ("what", "asked", *(run["commit"][:7] for run in found)), rows
+
+
+def ours(name: str) -> str:
+    """The name of a row without the rival's."""
+    return name.partition(" against gpt2-")[0]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
