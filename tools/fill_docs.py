@@ -72,7 +72,8 @@ def runs(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     ratios = [{ours(r["name"]): r["ratio"] for r in run["rows"] if r["target"] is not None} for run in found]
     rows = []
     for name, asked in ((r["name"], r["target"]) for r in found[-1]["rows"] if r["target"] is not None):
-        cells = [f"{ratio:.2f}" if ratio >= asked else f"**{ratio:.2f}**" for ratio in (run[ours(name)] for run in ratios)]
+        of_runs = [run[ours(name)] for run in ratios]
+        cells = [f"{ratio:.2f}" if ratio >= asked else f"**{ratio:.2f}**" for ratio in of_runs]
         rows.append((name, f"{asked:g}", *cells))
     return ("what", "asked", *(run["commit"][:7] for run in found)), rows
 
