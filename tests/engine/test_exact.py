@@ -128,6 +128,19 @@ def test_chunks_threads_and_batches_give_the_same_bits(precision):
     np.testing.assert_array_equal(engine.last(tokens)[0], whole[:, -1])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+def test_single_tokens_of_one_sequence_give_the_same_bits(precision, threads):
+    engine, tokens = engine_of(random_model(), precision, threads=threads), tokens_of((1, 24))
+    whole, spikes, _ = engine.trace(tokens)
+    state = None
+    for t in range(24):
+        logits, seen, state = engine.trace(tokens[:, t : t + 1], state)
+        np.testing.assert_array_equal(logits[:, 0], whole[:, t])
+        for site, spiked in seen.items():
+            np.testing.assert_array_equal(spiked[:, 0], spikes[site][:, t], err_msg=site)
+
+
 def check_padding(model, tokens, padding):
     """Rows (B, T) with `padding` absent tokens on their left are, bit by bit, the rows without; close to torch's."""
     ours = engine_of(model)
