@@ -146,8 +146,8 @@ struct Pass : Head {
     void read(const Layer& p, int64_t layer) const {
         const Operand spikes = with(w.spikes, w.s), seen = m.spike_fed ? spikes : with(w.stream, w.n);
         if ((m.decay ? p.tcam : p.q).by_input) count(w.spikes.active, stats.tcam[layer]);
-        if (p.decay_gate.data) product(p.decay_gate, spikes, w.chosen, N);
         if (m.decay) product(p.tcam, spikes, w.u, N);
+        if (p.decay_gate.data) product(p.decay_gate, spikes, w.chosen, N);
         if (!m.attention) return;
         product(p.q, seen, w.q, N);
         product(p.k, seen, w.k, N);

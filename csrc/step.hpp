@@ -72,7 +72,7 @@ struct Step {
         });
     }
 
-    // f(first, end) on units of outputs of a product.
+    // f(begin, end) on units of outputs of a product.
     template <class F>
     void outputs(const Matrix& matrix, F f) const {
         matrix.by_input ? share(units(matrix), f) : take(units(matrix), f);

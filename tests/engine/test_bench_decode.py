@@ -45,6 +45,8 @@ def test_rounds_are_also_reported_apart_where_the_threads_moved():
     assert memory.everywhere(moving, report) == [
         row("speed", "x", 1.5, 1, 3, 2.0), row("speed (threads near)", "x", 1, 1, 2),
         row("speed (threads far apart)", "x", 2, 1, 4)]
+    alone = Rounds(moving.seconds | {"meeting": [1e-6, 5e-6] * 6})  # one thread: nobody to wait for
+    assert memory.everywhere(alone, report) == [row("speed", "x", 1.5, 1, 3, 2.0)]
 
 
 def test_threads_meet_and_one_alone_does_not_wait(model):

@@ -128,17 +128,39 @@ def test_chunks_threads_and_batches_give_the_same_bits(precision):
     np.testing.assert_array_equal(engine.last(tokens)[0], whole[:, -1])
 
 
+def token_by_token(engine, tokens):
+    """Logits and spikes of `engine.trace`, read one token at a time."""
+    state, parts = None, []
+    for t in range(tokens.shape[1]):
+        *part, state = engine.trace(tokens[:, t : t + 1], state)
+        parts.append(part)
+    logits, spikes = zip(*parts, strict=True)
+    return np.concatenate(logits, 1), {site: np.concatenate([s[site] for s in spikes], 1) for site in spikes[0]}
+
+
+def check_single_tokens(model, precision, threads):
+    """Token by token one sequence gives the bits and spikes of its whole text; those of one thread if tokens exit."""
+    engine, tokens = engine_of(model, precision, threads=threads), tokens_of((1, 24))
+    if model.config.exit_entropy is None:
+        whole, expected, _ = engine.trace(tokens)
+    else:
+        whole, expected = token_by_token(engine_of(model, precision, threads=1), tokens)
+    logits, spikes = token_by_token(engine, tokens)
+    np.testing.assert_array_equal(logits, whole)
+    for site, spiked in spikes.items():
+        np.testing.assert_array_equal(spiked, expected[site], err_msg=site)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_single_tokens_of_one_sequence_give_the_same_bits(precision, threads):
-    engine, tokens = engine_of(random_model(), precision, threads=threads), tokens_of((1, 24))
-    whole, spikes, _ = engine.trace(tokens)
-    state = None
-    for t in range(24):
-        logits, seen, state = engine.trace(tokens[:, t : t + 1], state)
-        np.testing.assert_array_equal(logits[:, 0], whole[:, t])
-        for site, spiked in seen.items():
-            np.testing.assert_array_equal(spiked[:, 0], spikes[site][:, t], err_msg=site)
+    check_single_tokens(random_model(), precision, threads)
+
+
+@pytest.mark.parametrize("precision", ["certified", "int4"])
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_single_tokens_give_the_same_bits_with_every_switch(switches, precision):
+    check_single_tokens(random_model(**switches), precision, 2)
 
 
 def check_padding(model, tokens, padding):

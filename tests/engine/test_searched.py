@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 from test_certified import same
-from test_exact import BASE, ISAS, check_logits, check_padding, close, engine_of, random_model, tensors_of, tokens_of
+from test_exact import (
+    BASE,
+    ISAS,
+    check_logits,
+    check_padding,
+    check_single_tokens,
+    close,
+    engine_of,
+    random_model,
+    tensors_of,
+    tokens_of,
+)
 from test_quality import check_trace
 
 import symboliclight
@@ -54,6 +65,11 @@ def test_every_switch_gives_the_logits_of_the_torch_model(switches, isa):
 @each
 def test_the_spikes_of_every_site_are_those_of_the_torch_model(switches):
     check_trace(model_of(switches | {"exit_entropy": None}))
+
+
+@each
+def test_single_tokens_of_one_sequence_at_8_bits_give_the_same_bits(switches):
+    check_single_tokens(model_of(switches), "int8", 2)
 
 
 @each

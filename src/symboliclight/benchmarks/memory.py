@@ -16,6 +16,7 @@ from symboliclight.engine.model import Engine
 REPEATS = 8  # of a sum in one measurement, which then takes about as long as one of decoding
 MEETINGS = 1000  # of threads in one measurement
 MOVED = 2.5  # times as long: the threads have moved
+NO_WAIT = MEETINGS * 20e-9  # seconds: less than threads on two cores take
 FEW = 5  # rounds of a kind that are too few to report
 
 
@@ -36,7 +37,7 @@ def placed(found: Rounds) -> dict[str, Rounds]:
     Empty if they did not move.
     """
     times = sorted(found.seconds["meeting"])
-    near, far = times[len(times) // 10], times[-len(times) // 10]
+    near, far = (max(times[at], NO_WAIT) for at in (len(times) // 10, -len(times) // 10))
     between = (near * far) ** 0.5
     kinds = {"threads near": found.only([t < between for t in found.seconds["meeting"]]),
              "threads far apart": found.only([t >= between for t in found.seconds["meeting"]])}
