@@ -36,6 +36,7 @@ std::vector<const EngineIsa*> supported() {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
     found.push_back(&engine_avx2);
+    if (has_avxvnni()) found.push_back(&engine_avxvnni);
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512dq")) return found;
     found.push_back(&engine_avx512);

@@ -8,7 +8,7 @@ namespace SYMBOLICLIGHT_ISA {
 
 constexpr int64_t FETCH = 4096;  // bytes in advance
 
-// The same for a single row. On AMD's Zen 4 a line ahead was faster than a page; elsewhere nothing else was tried since.
+// The same for a single row. On AMD's Zen 4 a line ahead is faster than a page; on Intel half a page is slower, two or four are level.
 inline int64_t fetch_of_one() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -18,19 +18,19 @@ inline int64_t fetch_of_one() {
 }
 inline const int64_t FETCH_ONE = fetch_of_one();
 
-// Fetches for `C` of N rows, from row n on, while they are multiplied with a block of `size` bytes from w on, a line at each
-// step of 64 bytes. Where C is all rows, what lies a little ahead; else the next block, C / N of it.
+// Fetches for `C` of N rows, from row n on, while they are multiplied with K blocks of together `size` bytes from w on, K lines
+// at each step. Where C is all rows and K one, what lies a little ahead; else the next blocks, C / N of them.
 struct Fetch {
     const uint8_t* at;
     const int64_t stride;
     const bool one;
 
-    Fetch(const uint8_t* w, int64_t size, int64_t n, int64_t C, int64_t N)
-        : at(C < N ? w + size + size * n / N : w + (N == 1 ? FETCH_ONE : FETCH)), stride(64 * C / N), one(N == 1) {}
+    Fetch(const uint8_t* w, int64_t size, int64_t n, int64_t C, int64_t N, int64_t K = 1)
+        : at(C < N || K > 1 ? w + size + size * n / N : w + (N == 1 ? FETCH_ONE : FETCH)), stride(64 * K * C / N), one(N == 1) {}
 
     void step() {
         if (one) __builtin_prefetch(at);
-        else __builtin_prefetch(at, 0, 2);  // into the second cache
+        else for (int64_t line = 0; line < stride; line += 64) __builtin_prefetch(at + line, 0, 2);  // into the second cache
         at += stride;
     }
 };

@@ -39,6 +39,16 @@ inline bool has_tiles() {
 #endif
 }
 
+// VNNI on vectors of 32 bytes, as processors for desktops have it.
+inline bool has_avxvnni() {
+#if defined(__x86_64__)
+    unsigned a = 0, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#else
+    return false;
+#endif
+}
+
 // From the plainest to the fastest.
 inline std::vector<const Isa*> supported_isas() {
     std::vector<const Isa*> found{&isa_portable};

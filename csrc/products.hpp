@@ -81,6 +81,8 @@ inline vint dot4(vint sum, vint weights, int32_t four) {
     __m512i even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8));
     __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(a, 8));
     return sum + (vint)_mm512_add_epi32(even, odd);
+#elif defined(__AVXVNNI__)
+    return (vint)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, _mm256_set1_epi32(four));
 #elif defined(__AVX2__)
     __m256i w = (__m256i)weights, a = _mm256_set1_epi32(four);
     __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
@@ -126,23 +128,25 @@ inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, in
     return __builtin_convertvector(dots - splat_int(128 * x.total[n]), vfloat) * scale;
 }
 
-// Sums of one block of 16 outputs for C rows, in floats.
-template <Format format, int C>
-struct Block {
-    vfloat sum[C][PIECES] = {};
+// Sums of K blocks of 16 outputs, which follow each other, for C rows, in floats.
+template <Format format, int C, int K>
+struct Blocks {
+    vfloat sum[C][K * PIECES] = {};
 
     void run(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
-        if constexpr (format == Format::bfloat16) floats(m, block, x, n);
+        if constexpr (format == Format::bfloat16) floats(m, block, x, n, N);
         if constexpr (format == Format::int8) bytes(m, block, x, n, N);
         if constexpr (format == Format::int4) halves(m, block, x, n, N);
     }
 
-    void floats(const Matrix& m, int64_t block, const Operand& x, int64_t n) {
+    void floats(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES * 2;
         const float* in = x.x + n * m.ins;
+        Fetch ahead(w, padded(m.ins) * LANES * 2, n, C, N);
         vfloat odd[C][PIECES] = {};
         int64_t i = 0;
-        for (; i + 1 < m.ins; i += 2, w += 64)
+        for (; i + 1 < m.ins; i += 2, w += 64) {
+            ahead.step();
             for (int p = 0; p < PIECES; ++p) {
                 vint two = load_words(w + p * 4 * W);
                 vfloat low = (vfloat)(two << 16), high = (vfloat)(two & splat_int(-65536));
@@ -151,6 +155,7 @@ struct Block {
                     odd[c][p] = fma(high, splat(in[c * m.ins + i + 1]), odd[c][p]);
                 }
             }
+        }
         for (int p = 0; p < PIECES; ++p)
             for (int c = 0; c < C; ++c) {
                 if (i < m.ins) sum[c][p] = fma((vfloat)(load_words(w + p * 4 * W) << 16), splat(in[c * m.ins + i]), sum[c][p]);
@@ -159,19 +164,20 @@ struct Block {
     }
 
     void bytes(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
-        const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES;
+        const int64_t size = padded(m.ins) * LANES;
+        const uint8_t* w = (const uint8_t*)m.data + block * size;
         const int8_t* q = x.q + n * x.width;
-        Fetch ahead(w, padded(m.ins) * LANES, n, C, N);
-        vint dots[C][PIECES] = {};
+        Fetch ahead(w, K * size, n, C, N, K);
+        vint dots[C][K * PIECES] = {};
         for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
             ahead.step();
-            for (int p = 0; p < PIECES; ++p) {
-                vint weights = load_words(w + p * 4 * W);
-                for (int c = 0; c < C; ++c) dots[c][p] = dot4(dots[c][p], weights, four_of(q + c * x.width + i));
-            }
+            vint weights[K * PIECES];
+            for (int p = 0; p < K * PIECES; ++p) weights[p] = load_words(w + p / PIECES * size + p % PIECES * 4 * W);
+            for (int c = 0; c < C; ++c)
+                for (int p = 0; p < K * PIECES; ++p) dots[c][p] = dot4(dots[c][p], weights[p], four_of(q + c * x.width + i));
         }
         for (int c = 0; c < C; ++c)
-            for (int p = 0; p < PIECES; ++p) sum[c][p] = scaled(m, block, p, x, n + c, dots[c][p]);
+            for (int p = 0; p < K * PIECES; ++p) sum[c][p] = scaled(m, block, p, x, n + c, dots[c][p]);
     }
 
     void halves(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
@@ -213,14 +219,19 @@ inline void put(const Matrix& m, int64_t block, int p, vfloat sum, float* y, boo
 
 template <Format format>
 void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
-    for (int64_t block = begin; block < end; ++block)
+    auto some = [&](int64_t block, auto blocks) {
         by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
-            constexpr int C = decltype(rows)::value;
-            Block<format, C> found;
+            constexpr int C = decltype(rows)::value, K = decltype(blocks)::value;
+            Blocks<format, C, K> found;
             found.run(m, block, x, n, N);
             for (int c = 0; c < C; ++c)
-                for (int p = 0; p < PIECES; ++p) put(m, block, p, found.sum[c][p], y + (n + c) * m.outs, add);
+                for (int p = 0; p < K * PIECES; ++p) put(m, block, p, found.sum[c][p], y + (n + c) * m.outs, add);
         });
+    };
+    int64_t block = begin;
+    if constexpr (format == Format::int8 && W == 16)  // in pairs an activation is loaded once for two
+        if (N > 1) for (; block + 2 <= end; block += 2) some(block, Count<2>{});
+    for (; block < end; ++block) some(block, Count<1>{});
 }
 
 #if defined(__AMX_INT8__)

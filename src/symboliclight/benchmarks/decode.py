@@ -179,7 +179,7 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
         near = turns({n: reads[n] for n in names} | {"memory": stream, "meeting": memory.meeting(engine)}, rounds,
                      seconds=20, twice=True)
         rate = TOKENS / near.median(p)
-        rows += memory.everywhere(near, partial(_roofline, f"decode {name} {p}", p, size, large))
+        rows += memory.everywhere(near, partial(_roofline, f"decode {name} {p}: bytes read a token", p, size, large))
         if slow in reads:
             rows.append(row(f"decode {name} {p}: sparse path against dense path, same weights", "tokens/s", rate,
                             TOKENS / near.median(slow), near.faster(p, slow), 1.25))
@@ -196,8 +196,8 @@ def _decode_rows(model: Any, others: Mapping[str, Any], engines: dict[str, Engin
 
 
 def _roofline(name: str, p: str, size: float, large: float, found: Rounds) -> dict[str, Any]:
-    """`size` bytes a token, of contender p, against `large` bytes of the memory alone."""
-    return row(f"{name}: bytes read a token, against the bandwidth", "GB/s", size * TOKENS / found.median(p) / 1e9,
+    """`size` bytes a step, of contender p, against `large` bytes of the memory alone."""
+    return row(f"{name}, against the bandwidth", "GB/s", size * TOKENS / found.median(p) / 1e9,
                large / found.median("memory") / 1e9, size * TOKENS / large * found.faster(p, "memory"), ROOFLINE.get(p))
 
 
@@ -226,12 +226,17 @@ def _shape_rows(engine: Engine, tokens: np.ndarray, name: str) -> list[dict[str,
     """Batches, long contexts and the size of the state."""
     contenders = {"1": decoder(engine, tokens), "16": decoder(engine, curves.many(tokens, 16)),
                   "near": decoder(engine, tokens, 512), "far": decoder(engine, tokens, 16384)}
-    found = turns(contenders | {"meeting": memory.meeting(engine)}, rounds=31, seconds=60, twice=True)
+    stream, large = memory.reading()
+    found = turns(contenders | {"memory": stream, "meeting": memory.meeting(engine)}, rounds=31, seconds=60, twice=True)
+    read, fed = bytes_per_token(engine, tokens), {"attention", *engine.stats()["active"]}
+    step = sum(b for site, b in read.items() if site not in fed) + 16 * read["attention"]
+    what = f"decode {name} int8, batch 16"
     rate, size = {n: TOKENS / found.median(n) for n in contenders}, engine.initial_state(1).nbytes / 1e6
     return [
         *memory.everywhere(found, lambda r: row(
-            f"decode {name} int8, batch 16 against batch 1", "tokens/s", 16 * TOKENS / r.median("16"),
+            f"{what} against batch 1", "tokens/s", 16 * TOKENS / r.median("16"),
             TOKENS / r.median("1"), 16 * r.faster("16", "1"), 5.0)),
+        *memory.everywhere(found, partial(_roofline, f"{what}: keys and dense-fed weights", "16", step, large)),
         row(f"decode {name} int8 at context 16384 against 512", "tokens/s", rate["far"], rate["near"],
             found.faster("far", "near"), 0.95),
         row(f"state of one sequence, {name} int8", "MB", size, 20.0, 20.0 / size, 1.0),
@@ -253,15 +258,11 @@ def _start_rows(model: Any, name: str) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
             checkpoint.save(folder, model.config, exported_tensors(model.config, tensors, precision), None)
-            times = medians({"start": _first_token(folder)}, rounds=5)
+            command = [sys.executable, "-c", FIRST_TOKEN, str(folder), str(torch.get_num_threads())]
+            times = medians({"start": partial(subprocess.run, command, check=True)}, rounds=5)
         rows.append(row(f"process start to first token, {name} {precision}, exported", "s", times["start"], 1.0,
                         1.0 / times["start"], 1.0))
     return rows
-
-
-def _first_token(folder: Path) -> Decode:
-    command = [sys.executable, "-c", FIRST_TOKEN, str(folder), str(torch.get_num_threads())]
-    return lambda: subprocess.run(command, check=True)
 
 
 def _beside_rows(model: Any, name: str, original: str, tokens: np.ndarray) -> list[dict[str, Any]]:
