@@ -162,8 +162,8 @@ struct Pass : Head {
             spike(w.n + n * m.D, p.mixer_level, w.s + n * m.D, m.D);
             note_row(call.taps.mixer, layer * N + n);
         }
+        prepare(p.up, fed, n);
         if (sketched) prepare_sketch(p.sketch.rough, fed, n);
-        else prepare(p.up, fed, n);
     }
 
     // W_up, and which neurons of the FFN fire.
@@ -173,13 +173,14 @@ struct Pass : Head {
         const bool at_once = sums_at_once(p.down);
         int64_t exact = 0;
         int32_t count = 0;
-        outputs(p.up, [&](int64_t begin, int64_t end) {
+        auto piece = [&](int64_t begin, int64_t end) {
             const int64_t first = begin * LANES, last = least(end * LANES, m.F);
             if (sketched) exact += certify(p.up, p.sketch, fed, N, p.ffn_level, w.f, begin, end);
             else multiply(p.up, fed, N, w.f, begin, end);
             activate(layer, first, last);
             if (at_once) count = list_active(w.f, first, last, fired.index, count);
-        });
+        };
+        sketched ? share(units(p.up), piece) : outputs(p.up, piece);  // what a sketch leaves open is computed 16 rows at a time
         if (sketched) __atomic_fetch_add(&stats.exact[layer], exact, __ATOMIC_RELAXED);
         if (!at_once) return;
         gather_all<WIDE>(p.down, fired.index, count, w.found + thread * up(m.D, LANES));

@@ -10,7 +10,7 @@
 
 namespace symboliclight {
 
-enum class Format { float32, bfloat16, int8, int4 };
+enum class Format { float32, bfloat16, int8, int4, bfloat16_rows };
 
 constexpr int64_t LANES = 16, GROUP = 32;  // outputs side by side in a packed matrix; inputs padded to, int4 group
 
@@ -18,7 +18,7 @@ constexpr int64_t LANES = 16, GROUP = 32;  // outputs side by side in a packed m
 alignas(16) constexpr uint8_t LEVELS[16] = {1, 27, 47, 64, 79, 92, 104, 116, 128, 140, 153, 167, 181, 197, 216, 239};
 
 // y = M x. Three layouts:
-//   dense-fed float32: (outs, ins), as in the checkpoint.
+//   dense-fed float32 and bfloat16_rows: (outs, ins), as in the checkpoint. The latter has the products of bfloat16, packed.
 //   dense-fed, packed: blocks of 16 outputs; a block holds steps of 64 bytes, 16 outputs by 2 (bfloat16), 4 (int8) or
 //     8 (int4) inputs, outputs and inputs padded with zeros to 16 and 32. int8 is unsigned, weight + 128, and has a float
 //     scale an output. int4 is a number of LEVELS, in a step the low halves are its first 4 inputs, and has a bfloat16
@@ -30,14 +30,16 @@ struct Matrix {
     int64_t outs = 0, ins = 0;
     const void* data = nullptr;
     const void* scale = nullptr;
+    int64_t first = 0;           // the block of a packed matrix that `data` begins with
+    const void* next = nullptr;  // what is fetched during a product, if it is not what follows
 };
 
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Bytes that a matrix and its scales take.
 inline int64_t data_bytes(const Matrix& m) {
-    const int64_t bits = m.format == Format::float32 ? 32 : m.format == Format::bfloat16 ? 16 : m.format == Format::int8 ? 8 : 4;
-    bool plain = m.by_input || m.format == Format::float32;
+    const int64_t bits = m.format == Format::float32 ? 32 : m.format == Format::int8 ? 8 : m.format == Format::int4 ? 4 : 16;
+    bool plain = m.by_input || m.format == Format::float32 || m.format == Format::bfloat16_rows;
     return (plain ? m.outs * m.ins : up(m.outs, LANES) * up(m.ins, GROUP)) * bits / 8;
 }
 
@@ -46,7 +48,7 @@ inline int64_t scale_bytes(const Matrix& m) {
     return m.format == Format::int4 ? up(m.outs, LANES) * up(m.ins, GROUP) / GROUP * 2 : 0;
 }
 
-// A float32 matrix seen through 8 bits (sketch.hpp): int8 as above, and how far the two can lie apart.
+// A matrix of float32 or bfloat16_rows seen through 8 bits (sketch.hpp): int8 as above, and how far the two can lie apart.
 struct Sketch {
     Matrix rough;
     const float *lost = nullptr, *kept = nullptr;  // (outs up to 16,) bounds an output: see pack.sketch
@@ -130,6 +132,7 @@ struct Operand {
     float* scale;       // (N,)
     int32_t *sums, *total;  // (N, width / 32) of q by group, (N,) of all
     bf16* parts;        // (N, 3, width) x as a sum of three, for AMX
+    bf16* packed;       // (ins up to 32, 16) of this thread: 16 rows as a block, and room that is only fetched
     int8_t* low;        // (N, width) of a sketch: x is about scale (256 q + low)
     float *size, *slip; // (N,) of a sketch: bounds of the Euclidean norms of x and of what it leaves of x
     int64_t width;

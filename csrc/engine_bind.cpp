@@ -209,7 +209,7 @@ class Engine {
   private:
     static bool sound(const Sketch& sketch, const Matrix& exact) {
         return !sketch.rough.data || (sketch.lost && sketch.kept && sketch.rough.format == Format::int8 && !sketch.rough.by_input &&
-                                      exact.format == Format::float32 && !exact.by_input);
+                                      (exact.format == Format::float32 || exact.format == Format::bfloat16_rows) && !exact.by_input);
     }
 
     bool sound(const Norm& norm) const { return norm.bias && !norm.weight == !m_.norm; }

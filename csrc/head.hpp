@@ -22,7 +22,10 @@ struct Head : Attention {
         Operand in = with(w.stream, x), prior = with(w.spikes, w.blend);
         const bool dynamic = m.prior == Prior::dynamic;
         const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
-        ready(rows, [&](int64_t n) { rough ? prepare_sketch(m.head_sketch.rough, in, n) : prepare(m.head, in, n); });
+        ready(rows, [&](int64_t n) {
+            prepare(m.head, in, n);
+            if (rough) prepare_sketch(m.head_sketch.rough, in, n);
+        });
         const Residual& residual = m.residual;
         if (residual.rows.data) product(residual.rows, in, w.residual, rows);
         if (dynamic) product(m.prior_down, in, w.prior, rows);
@@ -31,7 +34,8 @@ struct Head : Attention {
             ready(rows, [&](int64_t n) {
                 const int64_t outs = m.prior_down.outs, row = n * outs;
                 gelu(w.prior + row, w.blend + row, outs, m.prior_weight);
-                rough ? prepare_sketch(m.prior_sketch.rough, prior, n) : prepare(m.prior_up, prior, n);
+                prepare(m.prior_up, prior, n);
+                if (rough) prepare_sketch(m.prior_sketch.rough, prior, n);
             });
         if (rough) return choose(in, prior, rows, logits, top, dynamic);
         take(units(m.head), [&](int64_t begin, int64_t end) {
@@ -75,14 +79,15 @@ struct Head : Attention {
             for (int64_t n = 0; n < rows; ++n) {
                 const float bar = top < blocks ? w.bar[n] : -HUGE_VALF;
                 float* z = logits + n * m.V;
+                int32_t open[64], count = 0;
                 for (int64_t o = begin * LANES; o < end * LANES && o < m.V; ++o) {
-                    if (z[o] < bar) {
-                        z[o] = -HUGE_VALF;
-                        continue;
-                    }
-                    exactly(m.head, in, n, o, z, false);
-                    if (dynamic) exactly(m.prior_up, prior, n, o, z, true);
-                    ++exact;
+                    if (z[o] < bar) z[o] = -HUGE_VALF;
+                    else open[count++] = int32_t(o);
+                    if (count < 64 && o + 1 < end * LANES && o + 1 < m.V) continue;
+                    exactly(m.head, in, n, open, count, z, false);
+                    if (dynamic) exactly(m.prior_up, prior, n, open, count, z, true);
+                    exact += count;
+                    count = 0;
                 }
             }
             __atomic_fetch_add(&stats.chosen[1], exact, __ATOMIC_RELAXED);

@@ -8,7 +8,7 @@ namespace SYMBOLICLIGHT_ISA {
 
 // Whether products with `m` need more of their inputs than x.x.
 inline bool prepared(const Matrix& m) {
-    return m.by_input || m.format == Format::int8 || m.format == Format::int4 || (TILES && m.format == Format::bfloat16);
+    return m.by_input || m.format == Format::int8 || m.format == Format::int4 || (TILES && m.format != Format::float32);
 }
 
 // Adds the inputs of [begin, end) that are not zero to a list of `count`; returns how many it has then. Up to a vector more
@@ -37,7 +37,7 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
     if (m.by_input) {
         x.active[n] = list_active(in, 0, m.ins, x.index + n * x.width, 0);
 #if defined(__AMX_INT8__)
-    } else if (m.format == Format::bfloat16) {
+    } else if (m.format == Format::bfloat16 || m.format == Format::bfloat16_rows) {
         bf16* parts = x.parts + n * 3 * x.width;
         for (int part = 0; part < 3; ++part)
             std::memset(parts + part * x.width + m.ins, 0, (padded(m.ins) - m.ins) * sizeof(bf16));

@@ -4,6 +4,7 @@
 
 #include "fetch.hpp"
 #include "gather.hpp"
+#include "rows.hpp"
 #if defined(__AMX_INT8__)
 #include "tiles.hpp"
 #endif
@@ -11,7 +12,6 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int PIECES = LANES / W;                  // vectors that hold 16 outputs
 constexpr int ROWS = W == 16 ? 8 : 4;              // rows multiplied together
 constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
 #if defined(__AMX_INT8__)
@@ -120,7 +120,10 @@ inline int32_t four_of(const int8_t* q) {
     return four;
 }
 
-inline int64_t padded(int64_t ins) { return (ins + GROUP - 1) / GROUP * GROUP; }
+// A block of a packed matrix whose blocks take `size` bytes.
+inline const uint8_t* block_of(const Matrix& m, int64_t block, int64_t size) {
+    return (const uint8_t*)m.data + (block - m.first) * size;
+}
 
 // Piece p of a block of int8 sums of row n, in floats.
 inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, int64_t n, vint dots) {
@@ -140,9 +143,9 @@ struct Blocks {
     }
 
     void floats(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
-        const uint8_t* w = (const uint8_t*)m.data + block * padded(m.ins) * LANES * 2;
+        const uint8_t* w = block_of(m, block, padded(m.ins) * LANES * 2);
         const float* in = x.x + n * m.ins;
-        Fetch ahead(w, padded(m.ins) * LANES * 2, n, C, N);
+        Fetch ahead(w, padded(m.ins) * LANES * 2, n, C, N, 1, m.next);
         vfloat odd[C][PIECES] = {};
         int64_t i = 0;
         for (; i + 1 < m.ins; i += 2, w += 64) {
@@ -165,7 +168,7 @@ struct Blocks {
 
     void bytes(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         const int64_t size = padded(m.ins) * LANES;
-        const uint8_t* w = (const uint8_t*)m.data + block * size;
+        const uint8_t* w = block_of(m, block, size);
         const int8_t* q = x.q + n * x.width;
         Fetch ahead(w, K * size, n, C, N, K);
         vint dots[C][K * PIECES] = {};
@@ -182,7 +185,7 @@ struct Blocks {
 
     void halves(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         int64_t groups = padded(m.ins) / GROUP;
-        const uint8_t* w = (const uint8_t*)m.data + block * groups * GROUP * LANES / 2;
+        const uint8_t* w = block_of(m, block, groups * GROUP * LANES / 2);
         const bf16* scale = (const bf16*)m.scale + block * groups * LANES;
         const vint low_half = splat_int(0x0f0f0f0f);
         Fetch ahead(w, groups * GROUP * LANES / 2, n, C, N);
@@ -245,7 +248,7 @@ void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int6
     Tiles tiles(few ? 5 : 7);
     auto some = [&](int64_t first, auto blocks) {
         constexpr int BLOCKS = decltype(blocks)::value;
-        const uint8_t* w = (const uint8_t*)m.data + first * gap;
+        const uint8_t* w = block_of(m, first, gap);
         for (int64_t n = 0; n < N; n += TILE_ROWS) {
             const int64_t rows = N - n < TILE_ROWS ? N - n : TILE_ROWS;
             tiles.rows(few && !bytes ? 3 * rows : rows);
@@ -297,7 +300,14 @@ inline void multiply(const Matrix& m, const Operand& x, int64_t N, float* y, int
     if (m.format == Format::int8 && N >= 2 && padded(m.ins) % 64 == 0)
         return multiply_tiles<Format::int8>(m, x, N, y, begin, end, add);
 #endif
-    if (m.format == Format::float32) multiply_float(m, x, N, y, first, last, add);
+    if (m.format == Format::bfloat16_rows)
+        for (; begin < end; ++begin) {
+            const int64_t from = begin * LANES;
+            const Matrix packed{Format::bfloat16, false, m.outs, m.ins, x.packed, nullptr, begin, (const bf16*)m.data + (from + LANES) * m.ins};
+            side_by_side(m, [&](int64_t row) { return from + row < m.outs ? from + row : 0; }, x.packed);
+            multiply(packed, x, N, y, begin, begin + 1, add);
+        }
+    else if (m.format == Format::float32) multiply_float(m, x, N, y, first, last, add);
     else if (m.format == Format::bfloat16) multiply_packed<Format::bfloat16>(m, x, N, y, begin, end, add);
     else if (m.format == Format::int8) multiply_packed<Format::int8>(m, x, N, y, begin, end, add);
     else multiply_packed<Format::int4>(m, x, N, y, begin, end, add);

@@ -62,13 +62,14 @@ class Room {
         w.gate = take<uint8_t>(N);
         for (Operand* x : {&w.spikes, &w.stream})
             *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
-                  take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), take<int8_t>(N * width),
+                  take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), nullptr, take<int8_t>(N * width),
                   take<float>(N), take<float>(N), width};
     }
 
     void add_own(const Model& m, int64_t T, Scratch& w) {
         const int64_t many = m.short_keys ? 1 : 0;
         w.sum = take<float>(m.D);
+        w.spikes.packed = w.stream.packed = take<bf16>(2 * up(m.D, GROUP) * LANES);
         w.score = take<float>(QUERIES * (many ? block_sight(m) * LANES : sight(m)));
         w.runs = take<Run>((1 - many) * sight(m)), w.blocks = take<KeyBlock>(many * block_sight(m));
         for (uint8_t** to : {&w.short_k, &w.short_v}) *to = take<uint8_t>(many * blocks(T) * block_bytes(m));

@@ -1,10 +1,11 @@
 // Certified spikes, and certified choices: which side of a threshold W x falls on, from 8-bit weights where a proven bound decides it, from the
-// float32 row where it does not. The spikes are those of the float32 product, bit by bit. In the same way the head finds
+// row itself where it does not. The spikes are those of the product in full, bit by bit. In the same way the head finds
 // the k largest logits: what cannot be among them is not computed.
 //
 // Write W_j = s q_j + R_j for row j and x = t k + e with 16-bit integers k. The estimate s t (q_j . k) is summed exactly
-// and differs from W_j . x by at most |R_j| |x| + |s q_j| |e| (Cauchy-Schwarz, Euclidean norms). The float32 product
-// and the estimate themselves round by at most (ins + 32) u |W_j| |x| and 32 u |s q_j| |t k|, with u = 2^-24.
+// and differs from W_j . x by at most |R_j| |x| + |s q_j| |e| (Cauchy-Schwarz, Euclidean norms). The product in full
+// and the estimate themselves round by at most (ins + 32) u |W_j| |x| and 32 u |s q_j| |t k|, with u = 2^-24: weights are float32
+// or bfloat16, sums float32, and AMX adds up short sums of three parts that are x exactly.
 // `lost` and `kept` hold those factors of |x| and |e|, rounded up (pack.sketch); `size` and `slip` bound |x| and |e|.
 #pragma once
 
@@ -13,7 +14,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int64_t SKETCH_ROWS = 4;  // beyond, reading the float32 matrix once for all rows is cheaper
+constexpr int64_t SKETCH_ROWS = 4;  // beyond, reading the whole matrix once for all rows is cheaper
 
 // Fills in what `certify` needs of row n of x.x.
 inline void prepare_sketch(const Matrix& rough, const Operand& x, int64_t n) {
@@ -77,13 +78,27 @@ inline Estimate estimate(const Sketch& sketch, const Operand& x, int64_t n, int6
     return found;
 }
 
-// y[o] = row o of float32 M times row n of x, the bits that `multiply` gives; with `add`, added to y[o].
-inline void exactly(const Matrix& m, const Operand& x, int64_t n, int64_t o, float* y, bool add) {
-    dot_tile<1, 1>((const float*)m.data + o * m.ins, x.x + n * m.ins, m.ins, y + o, m.outs, add);
+// y[o] = row o of M times row n of x for the `count` outputs o that are `open`, the bits that `multiply` gives; with `add`, added
+// to y[o].
+inline void exactly(const Matrix& m, const Operand& x, int64_t n, const int32_t* open, int64_t count, float* y, bool add) {
+    Operand row = x;
+    row.x += n * m.ins, row.parts += n * 3 * x.width;
+    if (m.format == Format::float32) {
+        for (int64_t i = 0; i < count; ++i)
+            dot_tile<1, 1>((const float*)m.data + open[i] * m.ins, row.x, m.ins, y + open[i], m.outs, add);
+        return;
+    }
+    for (; count > 0; count -= LANES, open += LANES) {
+        const int64_t some = count < LANES ? count : LANES;
+        side_by_side(m, [&](int64_t i) { return open[i < some ? i : 0]; }, x.packed);
+        float found[LANES];
+        multiply({Format::bfloat16, false, LANES, m.ins, x.packed}, row, 1, found, 0, 1);
+        for (int64_t i = 0; i < some; ++i) y[open[i]] = found[i] + (add ? y[open[i]] : 0.f);
+    }
 }
 
 // Rows [0, N) of y, for outputs of blocks [begin, end): numbers on the right side of their `threshold`; those that the bound
-// leaves open are the float32 product. Returns how many those were.
+// leaves open are the product in full. Returns how many those were.
 inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, const float* threshold, float* y,
                        int64_t begin, int64_t end) {
     int64_t exact = 0;
@@ -103,7 +118,7 @@ inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, 
                 }
             }
         }
-        for (int32_t j = 0; j < count; ++j) exactly(m, x, n, open[j], y + n * m.outs, false);
+        exactly(m, x, n, open, count, y + n * m.outs, false);
         exact += count;
     }
     return exact;

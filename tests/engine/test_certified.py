@@ -1,4 +1,4 @@
-"""Certified spikes: the results of float32, bit by bit, however hard the sums crowd around the threshold."""
+"""Certified spikes: the results of full weights, bit by bit, however hard the sums crowd around the threshold."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from test_exact import BASE, ISAS, engine_of, random_model, tokens_of
 
 from symboliclight import _engine
-from symboliclight.engine.pack import sketch
+from symboliclight.engine.pack import CERTIFIED, sketch
+from symboliclight.engine.rounding import from_bfloat16, to_bfloat16
 
 THETA = 1.0
+BOTH = pytest.mark.parametrize("precision", CERTIFIED)
 
 
-def same(model, tokens, **options):
-    """Logits of both precisions are equal bits; returns the certified engine."""
-    exact, certified = (engine_of(model, p, **options) for p in ("float32", "certified"))
+def same(model, tokens, precision="certified", **options):
+    """Logits are the bits of the weights in full; returns the certified engine."""
+    exact, certified = (engine_of(model, p, **options) for p in (CERTIFIED[precision], precision))
     for part in (tokens, tokens[:, :1], tokens[:, :3]):
         np.testing.assert_array_equal(certified(part)[0], exact(part)[0])
     state, other = certified.initial_state(len(tokens)), exact.initial_state(len(tokens))
@@ -27,17 +29,28 @@ def same(model, tokens, **options):
     return certified
 
 
+@BOTH
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("switches", [{}, {"d_model": 42, "head_dim": 14, "d_ff": 61}, {"exit_entropy": 3.2}], ids=str)
-def test_certified_gives_the_bits_of_float32(isa, switches):
-    engine = same(random_model(**switches), tokens_of((1, 30)), isa=isa)
+def test_certified_gives_the_bits_of_weights_in_full(isa, switches, precision):
+    engine = same(random_model(**switches), tokens_of((1, 30)), precision, isa=isa)
     rate = np.mean(engine.stats()["active"]["up"])
     assert 0 < rate < 0.25  # the sketch decides, and not everything
 
 
-def test_batches_use_the_sketch_while_it_pays():
-    same(random_model(), tokens_of((3, 12)))
-    same(random_model(), tokens_of((16, 4)))
+@BOTH
+def test_batches_use_the_sketch_while_it_pays(precision):
+    same(random_model(), tokens_of((3, 12)), precision)
+    same(random_model(), tokens_of((16, 4)), precision)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("outs", "ins"), [(48, 96), (61, 42), (17, 34), (16, 8)])
+def test_rows_of_bfloat16_are_brought_side_by_side(isa, outs, ins):
+    """Prompts and batches, whose products read all rows: the bits of the packed matrix, for tokens of any number."""
+    model = random_model(d_model=ins, head_dim=ins, n_heads=1, d_ff=outs, vocab_size=outs)
+    for shape in ((1, 1), (1, 2), (5, 3), (1, 70)):
+        same(model, tokens_of(shape) % outs, "certified-bfloat16", isa=isa)
 
 
 def test_gelu_has_no_threshold_to_certify():
@@ -45,8 +58,9 @@ def test_gelu_has_no_threshold_to_certify():
     assert "up" not in engine.stats()["active"]
 
 
+@BOTH
 @pytest.mark.parametrize("isa", ISAS)
-def test_sums_on_the_threshold_itself(isa):
+def test_sums_on_the_threshold_itself(isa, precision):
     """Rows of W_up made from the very activations they meet, so that sums are the threshold within a few roundings."""
     model = random_model(n_layers=1)
     block = model.blocks[0]
@@ -63,16 +77,18 @@ def test_sums_on_the_threshold_itself(isa):
                 row += 0.003 * row.abs().max() * x.sign()
                 row *= THETA / (row @ x)
             block.ffn.up.weight[j] = row.float()
-    engine = same(model, tokens, isa=isa)
+    engine = same(model, tokens, precision, isa=isa)
     assert np.mean(engine.stats()["active"]["up"]) > 0.01
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-30, 1e-12, 1e-3, 1.0, 1e6, 1e30]), st.integers(1, 70))
-@settings(max_examples=60, deadline=None)
-def test_the_bound_holds_for_any_weights(seed, size, ins):
-    """|float32 product - estimate| <= lost |x| + kept |e| where x = t k + e, rounding of the product included."""
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-30, 1e-12, 1e-3, 1.0, 1e6, 1e30]), st.integers(1, 70),
+       st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_the_bound_holds_for_any_weights(seed, size, ins, short):
+    """|product in full - estimate| <= lost |x| + kept |e| where x = t k + e, rounding of the product included."""
     rng = np.random.default_rng(seed)
     w = (rng.standard_normal((16, ins)) * rng.choice([1e-4, 1, 50], (16, ins)) * size).astype(np.float32)
+    w = from_bfloat16(to_bfloat16(w)) if short else w
     x = (rng.standard_normal(ins) * rng.choice([1e-3, 1, 20], ins)).astype(np.float32)
     parts = sketch(w)
     step = np.float32(np.abs(x).max()) / np.float32(32512)
@@ -91,15 +107,16 @@ def test_every_instruction_set_is_under_test():
     assert set(ISAS) == set(_engine.isas())
 
 
+@BOTH
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("switches", [{}, {"prior": "none"}, {"prior": "static"}, {"ffn": "gelu"}], ids=str)
-def test_the_largest_logits_are_those_of_float32(isa, switches):
+def test_the_largest_logits_are_those_of_weights_in_full(isa, switches, precision):
     model, tokens = random_model(vocab_size=419, **switches), tokens_of((2, 20))
     with torch.no_grad():  # many near ties: every fourth row of the head is the one before with a tiny change
         head = model.head.out.weight
         for row in range(3, 419, 4):
             head[row] = head[row - 1] * (1 + 2.0**-22 * (row % 5 - 2))
-    exact, certified = (engine_of(model, p, isa=isa) for p in ("float32", "certified"))
+    exact, certified = (engine_of(model, p, isa=isa) for p in (CERTIFIED[precision], precision))
     left_out = 0
     for k in (1, 2, 13, 50, 419, 1000):
         for rows in (tokens, tokens[:1]):
@@ -115,7 +132,8 @@ def test_the_largest_logits_are_those_of_float32(isa, switches):
     np.testing.assert_array_equal(certified.last(tokens)[0], exact.last(tokens)[0])  # without top: all
 
 
-def test_certified_text_is_that_of_float32(small_checkpoint, small_tokenizer):
+@BOTH
+def test_certified_text_is_that_of_weights_in_full(small_checkpoint, small_tokenizer, precision):
     from symboliclight import engine
     from symboliclight.sampling import Sampling, generate
 
@@ -123,8 +141,8 @@ def test_certified_text_is_that_of_float32(small_checkpoint, small_tokenizer):
     hows = [Sampling(0), Sampling(0.9, top_k=8), Sampling(1.0, top_k=8, top_p=0.7), Sampling(repetition_penalty=1.3)]
     for how in hows:
         texts = []
-        for precision in ("float32", "certified"):
-            model = engine.load(small_checkpoint, precision, threads=1)
+        for p in (CERTIFIED[precision], precision):
+            model = engine.load(small_checkpoint, p, threads=1)
             texts.append([c.ids for c in generate(model, small_tokenizer, prompts, 30, how, seed=5)])
         assert texts[0] == texts[1]
     assert "head" not in model.stats()["active"]  # a penalty needs all logits

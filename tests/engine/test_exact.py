@@ -157,7 +157,7 @@ def test_single_tokens_of_one_sequence_give_the_same_bits(precision, threads):
     check_single_tokens(random_model(), precision, threads)
 
 
-@pytest.mark.parametrize("precision", ["certified", "int4"])
+@pytest.mark.parametrize("precision", ["certified", "certified-bfloat16", "int4"])
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 def test_single_tokens_give_the_same_bits_with_every_switch(switches, precision):
     check_single_tokens(random_model(**switches), precision, 2)

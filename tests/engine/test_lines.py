@@ -20,7 +20,7 @@ def matrices(engine):
     return [(m.site, m.data) for m in engine.weights.matrices if m.site != "embedding"]
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4", "certified"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4", "certified", "certified-bfloat16"])
 def test_weights_in_memory_and_exported(small_checkpoint, tmp_path, precision):
     packed = [(site, x) for site, x in matrices(symboliclight.engine.load(small_checkpoint, precision=precision))
               if x.flags.writeable]  # not those that lie in the file as they are

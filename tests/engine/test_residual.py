@@ -10,7 +10,7 @@ from test_precision import unpacked
 
 from symboliclight import engine
 from symboliclight.engine.model import Engine
-from symboliclight.engine.pack import FORMAT, pack, residual, residual_shapes
+from symboliclight.engine.pack import format_of, pack, residual, residual_shapes
 from symboliclight.engine.weights import _assemble, exported_tensors, frequent
 from symboliclight.errors import InputError
 
@@ -50,7 +50,7 @@ def head_of(model, kind, counts):
         at = next(i for i, m in enumerate(weights.matrices) if m.site == "head")
         source = "encoder.embedding.weight" if model.config.tie_embeddings else "head.out.weight"
         data, scale = pack(tensors[source], "int8")
-        weights.matrices[at] = replace(weights.matrices[at], format=FORMAT["int8"], data=data, scale=scale)
+        weights.matrices[at] = replace(weights.matrices[at], format=format_of("int8"), data=data, scale=scale)
     return Engine(model.config, weights, 2)
 
 

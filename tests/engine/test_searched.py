@@ -24,7 +24,7 @@ import symboliclight
 from symboliclight import checkpoint, engine
 from symboliclight.engine import State
 from symboliclight.engine.files import map_tensors
-from symboliclight.engine.pack import PRECISIONS, kind_of
+from symboliclight.engine.pack import CERTIFIED, PRECISIONS, kind_of
 from symboliclight.engine.places import checkpoint_shapes
 from symboliclight.engine.weights import read
 from symboliclight.errors import InputError
@@ -103,7 +103,7 @@ def test_compositions_run_at_every_precision(switches, isa, precision):
     for name, array in state.arrays().items():
         np.testing.assert_array_equal(half.arrays()[name], array, err_msg=name)
     with torch.no_grad():
-        if precision == "bfloat16":  # those of the torch model with rounded matrices
+        if CERTIFIED.get(precision, precision) == "bfloat16":  # those of the torch model with rounded matrices
             matrices = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
             for p in matrices:
                 p.copy_(p.bfloat16().float())
@@ -178,19 +178,20 @@ def test_states_of_other_convolutions_are_refused_and_those_of_before_them_read(
         State.load(tmp_path / "damaged", conv.config)
 
 
+@pytest.mark.parametrize("precision", CERTIFIED)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("switches", [SWITCHES["spike-fed"], SWITCHES["thresholds"], SWITCHES["pre-norm"],
                                       *COMPOSED.values()], ids=str)
-def test_certified_gives_the_bits_of_float32(switches, isa):
+def test_certified_gives_the_bits_of_weights_in_full(switches, isa, precision):
     model, tokens = model_of(switches), tokens_of((1, 20))
-    ours = same(model, tokens, isa=isa)
+    ours = same(model, tokens, precision, isa=isa)
     found = ours.last(tokens, top=4)[0]
     kept = np.isfinite(found)
-    np.testing.assert_array_equal(found[kept], engine_of(model, isa=isa).last(tokens)[0][kept])
+    np.testing.assert_array_equal(found[kept], engine_of(model, CERTIFIED[precision], isa=isa).last(tokens)[0][kept])
     assert 4 <= kept.sum() < found.size
     assert 0 < ours.stats()["active"]["head"][0] < 1
     sketches = {m.site for m in ours.weights.matrices if m.site.endswith("sketch")}
-    assert ("up.sketch" in sketches) == (not ours.config.spike_fed)  # what spikes feed is gathered in float32
+    assert ("up.sketch" in sketches) == (not ours.config.spike_fed)  # what spikes feed is gathered in full
 
 
 def test_bytes_are_those_of_active_inputs():
@@ -228,7 +229,7 @@ def test_an_exported_folder_gives_the_bits_of_converting_at_load(folder, tmp_pat
     np.testing.assert_array_equal(exported(tokens)[0], converted(tokens)[0])
     heads = {name.partition(".weight.")[2] for name in map_tensors(tmp_path / "out" / "model.safetensors")[0]
              if name.startswith("head.out.weight.") and ".sketch" not in name and ".residual" not in name}
-    once = precision in ("float32", "certified")  # packed, the matrix lies beside the rows of the embedding
+    once = precision in ("float32", *CERTIFIED)  # packed, the matrix lies beside the rows of the embedding
     kind = kind_of(precision, False, False)
     assert heads == (set() if once else {kind} if precision == "bfloat16" else {kind, f"{kind}.scale"})
 

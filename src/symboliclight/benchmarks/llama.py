@@ -21,11 +21,11 @@ from symboliclight.benchmarks.curves import many
 from symboliclight.benchmarks.harness import Rounds, row, turns, write
 from symboliclight.config import preset
 from symboliclight.engine.model import Engine
-from symboliclight.engine.pack import PRECISIONS
+from symboliclight.engine.pack import CERTIFIED, PRECISIONS
 from symboliclight.errors import InputError
 from symboliclight.model import build
 
-KINDS = {"float32": ("F32",), "certified": ("F32",), "bfloat16": ("BF16", "F16"), "int8": ("Q8_0",), "int4": ("Q4_0",)}
+KINDS = {"float32": ("F32",), "bfloat16": ("BF16", "F16"), "int8": ("Q8_0",), "int4": ("Q4_0",)}
 DRIFT = {"F32": 0.002, "F16": 0.005, "BF16": 0.02, "Q8_0": 0.05, "Q4_0": 0.4}  # root mean square, relative
 ATTENTION = {"": False, ", flash attention": True}
 ASKED = 3.0  # times its decode speed
@@ -136,12 +136,12 @@ def run(directory: Path, quick: bool = False) -> Path:
         for model in models.values():
             decode.check(model, {"float32": decode.engine_of(model, "float32")}, rival.config.vocab_size)
         for p in PRECISIONS:
-            paths = {kind: Path(temporary) / f"{kind}.gguf" for kind in KINDS[p]}
+            paths = {kind: Path(temporary) / f"{kind}.gguf" for kind in KINDS[CERTIFIED.get(p, p)]}
             for kind, path in paths.items():
                 gpt2_gguf.write(rival, path, kind)
                 files[kind] = path.stat().st_size
             engines = {f"{name} {p}": decode.engine_of(model, p) for name, model in models.items()}
-            rows += _rows(engines, rival, paths, tokens, (theirs, prompt), None if p == "certified" else ASKED)
+            rows += _rows(engines, rival, paths, tokens, (theirs, prompt), ASKED)
             for path in paths.values():
                 path.unlink()
     features = library.llama_print_system_info().decode().split(" = 1 | ")

@@ -39,7 +39,8 @@ def add(commands: Any) -> None:
     p.add_argument("--evaluation", metavar="FILE",
                    help="for the model card of --format transformers: what `symboliclight eval --out` wrote")
     p.add_argument("--precision", choices=PRECISIONS, default="int8",
-                   help="how weights are stored; certified: float32, and 8-bit sketches that spare reading most of it; "
+                   help="how weights are stored; certified: float32, and 8-bit sketches that spare reading most of it, "
+                        "certified-bfloat16: bfloat16 and such sketches; "
                         "under int4 spike-fed matrices and the prior keep 8 bits (default: int8)")
     p.add_argument("--calibrate", metavar="TEXT",
                    help="of int4: a text, or a folder of texts, by whose inputs weights are rounded; or none: each to "

@@ -123,7 +123,7 @@ class Engine:
         """As a call, but with the logits (B, V) after the last token only: the head reads one row a sequence.
 
         With `top`, logits that are certainly not among so many largest may be -inf; the others are what they are
-        without it. Only precision "certified" makes use of that.
+        without it. Only the certified precisions make use of that.
         """
         tokens = self._tokens(tokens)
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
@@ -152,7 +152,7 @@ class Engine:
         """What was read since loading, for one sequence at a time: bytes a token by site, active fraction by layer.
 
         bytes: site -> bytes of weights, keys and values a token; "whole": what the same matrices would cost if no
-        input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer; under "certified"
+        input were silent; active: spike-fed site -> mean active fraction of its inputs, by layer; where certified
         also up (where it reads no spikes) and head -> share of outputs that had to be computed in full where the
         sketch was read.
         """

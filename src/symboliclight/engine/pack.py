@@ -3,7 +3,8 @@
 A kind is a storage format, `.by_input` for matrices that spikes feed: those are stored input by input, so that a silent
 input costs nothing. Under int4 they stay int8: active rows alone are read, and integers can be summed across inputs.
 `.levels` tells int4 from that of older files, which had even steps.
-"certified" is float32 with a sketch of the matrices whose sums only meet a threshold: same results, fewer bytes.
+"certified" is float32 with a sketch of the matrices whose sums only meet a threshold: same results, fewer bytes;
+"certified-bfloat16" is the same of bfloat16; those matrices lie row by row (`.rows`), so that single ones can be read.
 """
 
 from typing import Literal, get_args
@@ -13,18 +14,26 @@ import numpy as np
 from symboliclight.engine.lines import lined
 from symboliclight.engine.rounding import GROUP, LEVELS, compensated, from_bfloat16, to_bfloat16, to_levels
 
-Precision = Literal["float32", "bfloat16", "int8", "int4", "certified"]
+Precision = Literal["float32", "bfloat16", "int8", "int4", "certified", "certified-bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-FORMAT: dict[str, int] = {name: i for i, name in enumerate(PRECISIONS[:4])}  # csrc/engine.hpp, Format
+CERTIFIED: dict[Precision, Precision] = {"certified": "float32", "certified-bfloat16": "bfloat16"}  # same results
+FORMATS = (*PRECISIONS[:4], "bfloat16.rows")  # csrc/engine.hpp, Format
 LANES = 16  # outputs side by side
 
 
-def kind_of(precision: Precision, by_input: bool, in_8_bits: bool) -> str:
-    """The kind of a matrix at a precision; `in_8_bits` is one that stays int8 under int4."""
-    stored: str = "float32" if precision == "certified" else precision
+def kind_of(precision: Precision, by_input: bool, in_8_bits: bool, judged: bool = False) -> str:
+    """The kind of a matrix at a precision; `in_8_bits`: it stays int8 under int4; `judged`: `Place.judged`."""
+    stored: str = CERTIFIED.get(precision, precision)
     if stored == "int4":
         stored = "int8" if in_8_bits else "int4.levels"
+    elif precision == "certified-bfloat16" and judged:
+        stored = "bfloat16.rows"
     return stored + ".by_input" * by_input
+
+
+def format_of(kind: str) -> int:
+    """The number of its storage format in the runtime."""
+    return FORMATS.index(kind if kind in FORMATS else kind.split(".")[0])
 
 
 def pack(weight: np.ndarray, kind: str, moment: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -36,6 +45,8 @@ def pack(weight: np.ndarray, kind: str, moment: np.ndarray | None = None) -> tup
         return weight, None
     if kind == "float32.by_input":
         return lined(weight.T), None
+    if kind == "bfloat16.rows":
+        return lined(to_bfloat16(weight)), None
     if kind == "bfloat16.by_input":
         return lined(to_bfloat16(weight).T), None
     if kind == "int8.by_input":
@@ -51,9 +62,9 @@ def pack(weight: np.ndarray, kind: str, moment: np.ndarray | None = None) -> tup
 
 
 def sketch(weight: np.ndarray) -> dict[str, np.ndarray]:
-    """What decides most sides of a threshold without reading float32 `weight` (outs, ins): csrc/sketch.hpp.
+    """What decides most sides of a threshold without reading `weight` (outs, ins), float32: csrc/sketch.hpp.
 
-    Returns: data and scale as of kind "int8"; lost and kept (outs up to 16,) float32, so that the float32 product and
+    Returns: data and scale as of kind "int8"; lost and kept (outs up to 16,) float32, so that the product in full and
     its 8-bit estimate of x = t k + e differ by at most lost |x| + kept |e|, Euclidean norms.
     """
     data, scale = pack(weight, "int8")
@@ -103,7 +114,7 @@ def packed_shapes(outs: int, ins: int, kind: str) -> tuple[tuple[np.dtype, tuple
         return (np.dtype("i1"), (ins, outs)), (np.dtype("f4"), (outs,))
     if kind.endswith(".by_input"):
         return ((dtype, (ins, outs)),)
-    if kind == "float32":
+    if kind in ("float32", "bfloat16.rows"):
         return ((dtype, (outs, ins)),)
     if kind == "bfloat16":
         return ((dtype, (blocks, groups * GROUP // 2, LANES, 2)),)

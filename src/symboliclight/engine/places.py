@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from symboliclight.config import ModelConfig
-from symboliclight.engine.pack import Precision
+from symboliclight.engine.pack import CERTIFIED, Precision
 
 EMBEDDING = "encoder.embedding.weight"
 
@@ -13,7 +13,8 @@ EMBEDDING = "encoder.embedding.weight"
 class Place:
     """A weight matrix: its name, its site in the runtime and its shape.
 
-    spikes: whether spikes feed it; sensitive: 4 bits would cost too much perplexity; tied: it is the embedding.
+    spikes: whether spikes feed it; sensitive: 4 bits would cost too much perplexity; tied: it is the embedding;
+    judged: its sums meet a threshold, or only the largest of them matter.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Place:
     spikes: bool = False
     sensitive: bool = False
     tied: bool = False
+    judged: bool = False
 
     @property
     def source(self) -> str:
@@ -33,7 +35,7 @@ class Place:
 
 def places(c: ModelConfig) -> Iterator[Place]:
     """All matrices but the embedding."""
-    D, F, V = c.d_model, c.d_ff, c.vocab_size
+    D, F, V, chosen = c.d_model, c.d_ff, c.vocab_size, c.prior != "static"
     for i in range(c.n_layers):
         driven = c.block_spikes if i else c.spike_source != "dense"
         if c.paths != "attention":
@@ -43,23 +45,18 @@ def places(c: ModelConfig) -> Iterator[Place]:
         if c.paths != "decay":
             yield from (Place(f"blocks.{i}.mixer.{x}.weight", x, i, D, D, driven and c.spike_fed) for x in "qkv")
         yield Place(f"blocks.{i}.mixer.out.weight", "out", i, D, D)
-        yield Place(f"blocks.{i}.ffn.up.weight", "up", i, F, D, c.spike_fed and c.block_spikes)
+        fed = c.spike_fed and c.block_spikes
+        yield Place(f"blocks.{i}.ffn.up.weight", "up", i, F, D, fed, judged=c.ffn == "spike" and not fed)
         yield Place(f"blocks.{i}.ffn.down.weight", "down", i, D, F, c.ffn == "spike")
-    yield Place("head.out.weight", "head", 0, V, D, tied=c.tie_embeddings)
+    yield Place("head.out.weight", "head", 0, V, D, tied=c.tie_embeddings, judged=chosen)
     if c.prior == "dynamic":
         yield Place("head.prior_down.weight", "prior_down", 0, D // 4, D, sensitive=True)
-        yield Place("head.prior_up.weight", "prior_up", 0, V, D // 4, sensitive=True)
+        yield Place("head.prior_up.weight", "prior_up", 0, V, D // 4, sensitive=True, judged=True)
 
 
 def sketched(c: ModelConfig, precision: Precision) -> list[Place]:
-    """Matrices with a sketch beside them: those whose sums meet a threshold, or of which only the largest matter.
-
-    A matrix that spikes feed needs none: few of its inputs are read.
-    """
-    sites = {"up"} if c.ffn == "spike" else set()
-    if c.prior != "static":
-        sites |= {"head", "prior_up"}
-    return [p for p in places(c) if precision == "certified" and p.site in sites and not p.spikes]
+    """Matrices with a sketch beside them. One that spikes feed needs none: few of its inputs are read."""
+    return [p for p in places(c) if precision in CERTIFIED and p.judged]
 
 
 def with_residual(c: ModelConfig, precision: Precision) -> list[Place]:

@@ -10,11 +10,13 @@ import numpy as np
 from symboliclight import checkpoint
 from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
+from symboliclight.engine.lines import lined
 from symboliclight.engine.pack import (
-    FORMAT,
+    CERTIFIED,
     LANES,
     PRECISIONS,
     Precision,
+    format_of,
     kind_of,
     pack,
     packed_shapes,
@@ -35,7 +37,7 @@ from symboliclight.engine.places import (
     vector_shapes,
     with_residual,
 )
-from symboliclight.engine.rounding import to_bfloat16
+from symboliclight.engine.rounding import from_bfloat16, to_bfloat16
 from symboliclight.errors import InputError
 
 MAX_STATE = 1 << 34  # bytes a sequence: a config that asks for more is damaged
@@ -123,7 +125,7 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
     """What an exported folder holds, from the float32 tensors of a checkpoint; moments as of `calibration.moments`."""
     out = {name: tensors[name] for name in vector_shapes(config)}
     embedding = tensors[EMBEDDING]
-    out[f"{EMBEDDING}.{precision}"] = embedding if _wide(precision) else to_bfloat16(embedding)
+    out[f"{EMBEDDING}.{precision}"] = embedding if _wide(precision) else lined(to_bfloat16(embedding))
     for place in _stored(config, precision):
         kind = _kind(place, precision, sparse)
         data, scale = pack(tensors[place.source], kind, moments.get(place.name))
@@ -131,7 +133,8 @@ def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], pre
         if scale is not None:
             out[f"{place.name}.{kind}.scale"] = scale
     for place in sketched(config, precision):
-        out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(tensors[place.source]).items()}
+        weight = tensors[place.source] if _wide(precision) else from_bfloat16(to_bfloat16(tensors[place.source]))
+        out |= {f"{place.name}.sketch.{part}": array for part, array in sketch(weight).items()}
     for place in with_residual(config, precision):
         kind, rows = _kind(place, precision), frequent(embedding, moments.get("tokens"))
         left = residual(tensors[place.source], out[f"{place.name}.{kind}"], out[f"{place.name}.{kind}.scale"], rows)
@@ -156,16 +159,17 @@ def _frequent_tokens(vocab_size: int) -> int:
 
 def _kind(place: Place, precision: Precision, sparse: bool = True) -> str:
     """Its kind: the values are the same on the sparse path and on the dense one, only their order differs."""
-    return kind_of(precision, place.spikes and sparse, place.sensitive or place.spikes)
+    return kind_of(precision, place.spikes and sparse, place.sensitive or place.spikes, place.judged)
 
 
 def _wide(precision: Precision) -> bool:
-    return precision in ("float32", "certified")
+    """Is the embedding float32?"""
+    return CERTIFIED.get(precision, precision) == "float32"
 
 
 def _stored(c: ModelConfig, precision: Precision) -> list[Place]:
-    """Matrices that an exported folder holds beside the embedding: in float32 that is a tied head too."""
-    return [p for p in places(c) if not (p.tied and _wide(precision))]
+    """Matrices that an exported folder holds beside the embedding: where it lies row by row that is a tied head too."""
+    return [p for p in places(c) if not (p.tied and _kind(p, precision) in ("float32", "bfloat16.rows"))]
 
 
 def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
@@ -186,26 +190,26 @@ def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tupl
 
 def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision, sparse: bool) -> Weights:
     embedding = tensors[f"{EMBEDDING}.{precision}"]
-    if c.tie_embeddings and _wide(precision):
-        tensors = {**tensors, "head.out.weight.float32": embedding}
-    stored = FORMAT["float32" if embedding.dtype == np.float32 else "bfloat16"]
+    stored = format_of("float32" if embedding.dtype == np.float32 else "bfloat16")
     matrices = [Matrix("embedding", 0, stored, True, c.vocab_size, c.d_model, embedding, None)]
     for p in places(c):
         kind, by_input = _kind(p, precision, sparse), p.spikes and sparse
-        data, scale = tensors[f"{p.name}.{kind}"], tensors.get(f"{p.name}.{kind}.scale")
-        matrices.append(Matrix(p.site, p.layer, FORMAT[kind.split(".")[0]], by_input, p.outs, p.ins, data, scale))
+        name = f"{p.name}.{kind}"
+        data, scale = tensors.get(name, embedding), tensors.get(f"{name}.scale")  # a tied head is stored once
+        matrices.append(Matrix(p.site, p.layer, format_of(kind), by_input, p.outs, p.ins, data, scale))
     weight = float(tensors.get("head.prior_weight", c.prior_weight))
     vectors = list(_vectors(c, tensors, weight))
     for p in sketched(c, precision):
         parts = {part: tensors[f"{p.name}.sketch.{part}"] for part in sketch_shapes(p.outs, p.ins)}
         site = f"{p.site}.sketch"
-        matrices.append(Matrix(site, p.layer, FORMAT["int8"], False, p.outs, p.ins, parts["data"], parts["scale"]))
+        matrices.append(Matrix(site, p.layer, format_of("int8"), False, p.outs, p.ins, parts["data"], parts["scale"]))
         vectors += [(f"{site}.{part}", p.layer, parts[part]) for part in ("lost", "kept")]
     tokens = None
     for p in with_residual(c, precision):
         parts = {part: tensors[f"{p.name}.residual.{part}"] for part in residual_shapes(0, p.ins)}
         site, tokens = f"{p.site}.residual", parts["tokens"]
-        matrices.append(Matrix(site, p.layer, FORMAT["int4"], False, len(tokens), p.ins, parts["data"], parts["scale"]))
+        form = format_of("int4")
+        matrices.append(Matrix(site, p.layer, form, False, len(tokens), p.ins, parts["data"], parts["scale"]))
     return Weights(precision, matrices, vectors, weight, tokens)
 
 
