@@ -1,4 +1,4 @@
-"""Curves of decode speed for `bench decode`: against sparsity, threads, context and batch, in tokens/s."""
+"""Decode speed for `bench decode` against sparsity, threads, context and batch, in tokens/s."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight.benchmarks.harness import medians
+from symboliclight.benchmarks.harness import medians, row, turns
 from symboliclight.engine.model import Engine
 from symboliclight.engine.weights import from_tensors
 
@@ -94,3 +94,14 @@ def batch(engines: Mapping[str, Engine], decoder: Decoder, tokens: np.ndarray, s
         times = medians(runs, rounds=3, seconds=10)
         found.append({"batch": float(size), **{p: size * TOKENS / t for p, t in times.items()}})
     return found
+
+
+def batch_rows(engines: Mapping[str, Engine], decoder: Decoder, tokens: np.ndarray, name: str) -> list[dict[str, Any]]:
+    """A batch of 16 beside a single sequence at each precision, in turns."""
+    rows = []
+    for p, engine in engines.items():
+        runs = {"1": decoder(engine, tokens), "16": decoder(engine, many(tokens, 16))}
+        found = turns(runs, rounds=15, seconds=15, twice=True)
+        rows.append(row(f"decode {name} {p}, batch 16 against batch 1", "tokens/s", 16 * TOKENS / found.median("16"),
+                        TOKENS / found.median("1"), 16 * found.faster("16", "1")))
+    return rows

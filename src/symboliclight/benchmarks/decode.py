@@ -38,8 +38,8 @@ CONTEXT = 128  # tokens read before
 TOP = 50  # likeliest tokens that decide the next, as in `generate`: only sketches make use of it
 TIMES_GPT2 = {"float32": 2.0, "bfloat16": 3.8, "int8": 7.0, "int4": 11.0}  # asked for
 DRIFT = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.05, "int4": 0.3}  # root mean square, relative
+DRIFT |= {p: DRIFT[exact] for p, exact in CERTIFIED.items()}
 ROOFLINE = {"float32": 0.85, "bfloat16": 0.85, "int8": 0.8, "int4": 0.7}
-
 FOUR = "int4, dense path of 4 bits throughout"
 
 Decode = Callable[[], object]
@@ -74,8 +74,7 @@ def check(model: Any, engines: dict[str, Engine], vocab_size: int) -> None:
     expected = copy.deepcopy(model).double()(torch.from_numpy(tokens))[0].numpy()
     for name, engine in engines.items():
         error = float(np.sqrt(np.square(engine(tokens)[0] - expected).mean() / np.square(expected).mean()))
-        precision = name.split(",")[0]
-        if not error <= DRIFT[CERTIFIED.get(precision, precision)]:  # type: ignore[call-overload]
+        if not error <= DRIFT[name.split(",")[0]]:
             raise InputError(f"bench decode: logits of {name} are off by {error:.2g} of their size; nothing measured")
 
 
@@ -141,6 +140,7 @@ def run(directory: Path, quick: bool = False, changes: Mapping[str, Any] = Mappi
         rows = _decode_rows(model, others, engines, dense, tokens, name, rounds)
         rows += _prefill_rows(others[rivals[0]], engines, tokens, name, rivals[0], 256 if quick else 512)
         rows += _shape_rows(engines["int8"], tokens, name)
+        rows += curves.batch_rows({p: engines[p] for p in PRECISIONS if p != "int8"}, decoder, tokens, name)
         rows += _start_rows(model, name)
         lines = curves.measure(model, engines, decoder, tokens, quick)
         sites = {p: bytes_per_token(e, tokens) for p, e in engines.items()}
