@@ -79,11 +79,11 @@ struct Head : Attention {
             for (int64_t n = 0; n < rows; ++n) {
                 const float bar = top < blocks ? w.bar[n] : -HUGE_VALF;
                 float* z = logits + n * m.V;
-                int32_t open[64], count = 0;
+                int32_t open[4 * LANES], count = 0;  // computed together: `exactly` reads 16 rows at a time
                 for (int64_t o = begin * LANES; o < end * LANES && o < m.V; ++o) {
                     if (z[o] < bar) z[o] = -HUGE_VALF;
                     else open[count++] = int32_t(o);
-                    if (count < 64 && o + 1 < end * LANES && o + 1 < m.V) continue;
+                    if (count < 4 * LANES && o + 1 < end * LANES && o + 1 < m.V) continue;
                     exactly(m.head, in, n, open, count, z, false);
                     if (dynamic) exactly(m.prior_up, prior, n, open, count, z, true);
                     exact += count;

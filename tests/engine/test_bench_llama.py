@@ -93,7 +93,7 @@ def test_rows_are_those_of_the_faster_attention(paths, monkeypatch):
     monkeypatch.setattr(llama, "check", lambda model, found, tokens: checked.append(list(found)))
     with torch.inference_mode():
         engines = {name: engine_of(build(preset("tiny")).eval(), "int8") for name in ("one int8", "two int8")}
-        rows = llama._rows(engines, None, {"Q8_0": paths["Q8_0"]}, tokens_of((1, 256), 4096), ("gpt2-tiny", 32), 3.0)
+        rows = llama._rows(engines, None, {"Q8_0": paths["Q8_0"]}, tokens_of((1, 256), 4096), "gpt2-tiny", 32)
     assert checked == [["Q8_0", "Q8_0, flash attention"]] and [r.sequences for r in rivals] == [1, 1, 16, 16]
     assert not any(r.open for r in rivals) and len(rows) == 8
     for name, (*measured, read) in {"one": rows[:4], "two": rows[4:]}.items():

@@ -141,7 +141,7 @@ def run(directory: Path, quick: bool = False) -> Path:
                 gpt2_gguf.write(rival, path, kind)
                 files[kind] = path.stat().st_size
             engines = {f"{name} {p}": decode.engine_of(model, p) for name, model in models.items()}
-            rows += _rows(engines, rival, paths, tokens, (theirs, prompt), ASKED)
+            rows += _rows(engines, rival, paths, tokens, theirs, prompt)
             for path in paths.values():
                 path.unlink()
     features = library.llama_print_system_info().decode().split(" = 1 | ")
@@ -150,10 +150,9 @@ def run(directory: Path, quick: bool = False) -> Path:
 
 
 def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], tokens: np.ndarray,
-          rival: tuple[str, int], asked: float | None) -> list[dict[str, Any]]:
+          theirs: str, prompt: int) -> list[dict[str, Any]]:
     """One precision: a token at a time, 16 sequences, a prompt, and the bytes that a token reads."""
-    (theirs, prompt), threads = rival, torch.get_num_threads()
-    text, texts = tokens[:, :prompt], many(tokens, BATCH)
+    text, texts, threads = tokens[:, :prompt], many(tokens, BATCH), torch.get_num_threads()
     rows: list[dict[str, Any]] = []
 
     def against(what: str, name: str, found: Rounds, tokens_a_run: int, asked: float | None = None) -> None:
@@ -172,7 +171,7 @@ def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], 
                        {n: r.decoder(texts) for n, r in rivals.items()})
     size = min(path.stat().st_size for path in paths.values())
     for name, engine in engines.items():
-        against("decode", name, one, decode.TOKENS, asked)
+        against("decode", name, one, decode.TOKENS, ASKED)
         against(f"decode, batch {BATCH}", name, batch, BATCH * decode.TOKENS)
         against(f"prefill of {prompt} tokens", name, read, prompt)
         touched = sum(decode.bytes_per_token(engine, tokens).values())

@@ -168,8 +168,13 @@ def _wide(precision: Precision) -> bool:
 
 
 def _stored(c: ModelConfig, precision: Precision) -> list[Place]:
-    """Matrices that an exported folder holds beside the embedding: where it lies row by row that is a tied head too."""
-    return [p for p in places(c) if not (p.tied and _kind(p, precision) in ("float32", "bfloat16.rows"))]
+    """Matrices that an exported folder holds beside the embedding."""
+    return [p for p in places(c) if not _is_embedding(p, precision)]
+
+
+def _is_embedding(place: Place, precision: Precision) -> bool:
+    """Is it a tied head that lies row by row, as the embedding does?"""
+    return place.tied and _kind(place, precision) in ("float32", "bfloat16.rows")
 
 
 def _exported_shapes(config: ModelConfig, precision: Precision) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
@@ -195,7 +200,7 @@ def _assemble(c: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Prec
     for p in places(c):
         kind, by_input = _kind(p, precision, sparse), p.spikes and sparse
         name = f"{p.name}.{kind}"
-        data, scale = tensors.get(name, embedding), tensors.get(f"{name}.scale")  # a tied head is stored once
+        data, scale = embedding if _is_embedding(p, precision) else tensors[name], tensors.get(f"{name}.scale")
         matrices.append(Matrix(p.site, p.layer, format_of(kind), by_input, p.outs, p.ins, data, scale))
     weight = float(tensors.get("head.prior_weight", c.prior_weight))
     vectors = list(_vectors(c, tensors, weight))
