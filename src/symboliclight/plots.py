@@ -150,7 +150,8 @@ def plot_decode(curves: dict[str, list[dict[str, Any]]], form: str = "svg") -> b
             if key != "active":
                 panel.set_xticks([p[key] for p in curves[name]], [f"{p[key]:g}" for p in curves[name]], minor=False)
                 panel.minorticks_off()
-            panel.legend(fontsize=8)
+        axes[0, 0].legend(fontsize=8)
+        figure.legend(*axes[1, 1].get_legend_handles_labels(), fontsize=8, ncols=len(lines), loc="outside lower center")
         return render(figure, form)
 
 
