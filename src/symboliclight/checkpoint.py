@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,7 @@ LAST = "last"  # in a run folder: link to the newest checkpoint
 _TOKENIZER_HASH = "tokenizer_sha256"  # metadata of model.safetensors: ids mean nothing under another tokenizer
 _NO_TOKENIZER = "none"  # in place of the hash
 LINE = 64  # bytes of a cache line
+LARGE_PAGE = 1 << 21  # bytes
 
 Framework = Literal["torch", "numpy"]
 
@@ -198,12 +199,24 @@ def _write_tensors(file: Path, tensors: Mapping[str, Any] | Stream, metadata: Ma
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % LINE)
-    with open(file, "xb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+    with open(file, "xb", buffering=LARGE_PAGE) as out:
+        _write(out, len(text).to_bytes(8, "little") + text)
         for (name, (_, size, shape)), (found, array) in zip(kinds.items(), arrays, strict=True):
             if (found, array.itemsize, array.shape) != (name, size, shape):
                 raise ValueError(f"{found}{array.shape} came where {name}{shape} was announced")
-            out.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).data)
+            _write(out, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+
+
+def _write(out: BinaryIO, data: bytes | memoryview) -> None:
+    """Write in pieces that fill the buffer of `out` exactly, so that the disk gets whole large pages.
+
+    Linux then keeps the file in large pages, and so it is mapped: weights are read faster from those.
+    """
+    rest = memoryview(data)
+    while rest:
+        room = LARGE_PAGE - out.tell() % LARGE_PAGE
+        out.write(rest[:room])
+        rest = rest[room:]
 
 
 def _code(tensor: Any) -> str:

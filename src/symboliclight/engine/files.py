@@ -1,5 +1,6 @@
 """safetensors files mapped into memory, every claim of the header checked first: model files are untrusted."""
 
+import contextlib
 import json
 import math
 import mmap
@@ -21,12 +22,20 @@ def map_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with open(file, "rb") as handle:
             size = handle.seek(0, 2)
             data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            _in_large_pages(data)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}; check the path") from error
     try:
         return _parse(data, size)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({str(error).splitlines()[0]}); restore it from a good copy") from error
+
+
+def _in_large_pages(data: Any) -> None:
+    """Ask for large pages where the file is yet to be read from the disk; a wish, not every system grants it."""
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            data.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _parse(data: Any, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:

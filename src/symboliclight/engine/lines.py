@@ -1,7 +1,7 @@
-"""Arrays that begin at a cache line, so that a vector of the runtime's is never in two lines."""
+"""Arrays that begin at a cache line, so that a vector of the runtime's is never in two lines, and share large pages."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,22 @@ def allocated(shape: Sequence[int], dtype: Any, fill: Callable[..., np.ndarray] 
     room = fill(size + LINE, np.uint8)
     first = -room.ctypes.data % LINE
     return room[first : first + size].view(dtype).reshape(shape)
+
+
+def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Copies of the arrays that lie one behind the other, so that they fill large pages (which numpy asks for); what is mapped
+    from a file stays there."""
+    movable = {name: x for name, x in arrays.items() if x.flags.writeable}
+    room, first, found = allocated((sum(_whole_lines(x) for x in movable.values()),), np.uint8), 0, dict(arrays)
+    for name, x in movable.items():
+        found[name] = room[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
+        found[name][...] = x
+        first += _whole_lines(x)
+    return found
+
+
+def _whole_lines(array: np.ndarray) -> int:
+    return -(-array.nbytes // LINE) * LINE
 
 
 def lined(array: np.ndarray) -> np.ndarray:

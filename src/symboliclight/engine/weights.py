@@ -10,7 +10,7 @@ import numpy as np
 from symboliclight import checkpoint
 from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
-from symboliclight.engine.lines import lined
+from symboliclight.engine.lines import lined, together
 from symboliclight.engine.pack import (
     CERTIFIED,
     LANES,
@@ -116,7 +116,7 @@ def from_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], precisi
                  sparse: bool = True, file: Path = Path("weights")) -> Weights:
     """Weights from the float32 tensors of a checkpoint; `file` is named in errors."""
     _check_checkpoint(config, tensors, file)
-    return _assemble(config, exported_tensors(config, tensors, precision, sparse), precision, sparse)
+    return _assemble(config, together(exported_tensors(config, tensors, precision, sparse)), precision, sparse)
 
 
 def exported_tensors(config: ModelConfig, tensors: Mapping[str, np.ndarray], precision: Precision,
