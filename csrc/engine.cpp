@@ -93,8 +93,8 @@ struct Pass : Head {
         if (!present) std::memset(s, 0, m.D * sizeof(float));
         for (int64_t i = 0; m.gate && !any && i < m.D; ++i) any = s[i] > 0;
         w.gate[n] = present && (any || !m.gate);
-        if (m.decay || m.spike_fed) prepare(m.decay ? layer.tcam : layer.q, with(w.spikes, w.s), n);
-        if (m.attention && !m.spike_fed) prepare(layer.q, with(w.stream, w.n), n);
+        if (m.decay || m.spike_fed) prepare(m.decay ? layer.tcam : layer.q, with(w.spikes, w.s, m.D), n);
+        if (m.attention && !m.spike_fed) prepare(layer.q, with(w.stream, w.n, m.D), n);
     }
 
     static void note(const float* s, uint8_t* to, int64_t n) {
@@ -144,7 +144,7 @@ struct Pass : Head {
 
     // The products with what the mixer reads.
     void read(const Layer& p, int64_t layer) const {
-        const Operand spikes = with(w.spikes, w.s), seen = m.spike_fed ? spikes : with(w.stream, w.n);
+        const Operand spikes = with(w.spikes, w.s, m.D), seen = m.spike_fed ? spikes : with(w.stream, w.n, m.D);
         if ((m.decay ? p.tcam : p.q).by_input) count(w.spikes.active, stats.tcam[layer]);
         if (m.decay) product(p.tcam, spikes, w.u, N);
         if (p.decay_gate.data) product(p.decay_gate, spikes, w.chosen, N);
@@ -169,7 +169,7 @@ struct Pass : Head {
     // W_up, and which neurons of the FFN fire.
     void rise(int64_t layer, const Operand& fed, bool sketched) const {
         const Layer& p = m.layers[layer];
-        const Operand fired = with(w.stream, w.f);
+        const Operand fired = with(w.stream, w.f, m.F);
         const bool at_once = sums_at_once(p.down);
         int64_t exact = 0;
         int32_t count = 0;
@@ -208,22 +208,22 @@ struct Pass : Head {
     void block(int64_t layer) const {
         const Layer& p = m.layers[layer];
         const bool sketched = p.sketch.rough.data && m.ffn_spikes && N <= SKETCH_ROWS;
-        const Operand fed = m.spike_fed && m.block_spikes ? with(w.spikes, w.s) : with(w.stream, w.n);  // to W_up
+        const Operand fed = m.spike_fed && m.block_spikes ? with(w.spikes, w.s, m.D) : with(w.stream, w.n, m.D);  // to W_up
         ready(N, [&](int64_t n) { open(p, n); });
         read(p, layer);
         sync();
         each(B * m.H, [&](int64_t item) { mix(layer, item / m.H, item % m.H); });
         sync();
         each(B, [&](int64_t b) { keep_gates(layer, b, true); });
-        if (prepared(p.out)) ready(N, [&](int64_t n) { prepare(p.out, with(w.stream, w.o), n); });
-        product(p.out, with(w.stream, w.o), w.y, N);
+        if (prepared(p.out)) ready(N, [&](int64_t n) { prepare(p.out, with(w.stream, w.o, m.D), n); });
+        product(p.out, with(w.stream, w.o, m.D), w.y, N);
         sync();
         ready(N, [&](int64_t n) { mixed(layer, n, fed, sketched); });
         if (p.up.by_input) count(fed.active, stats.up[layer]);
         rise(layer, fed, sketched);
         sync();
         if (!sums_at_once(p.down)) {
-            const Operand fired = with(w.stream, w.f);
+            const Operand fired = with(w.stream, w.f, m.F);
             ready(N, [&](int64_t n) { prepare(p.down, fired, n); });
             if (p.down.by_input) count(fired.active, stats.down[layer]);
             product(p.down, fired, w.y, N);

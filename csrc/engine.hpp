@@ -135,8 +135,12 @@ struct Operand {
     bf16* packed;       // (ins up to 32, 16) of this thread: 16 rows as a block, and room that is only fetched
     int8_t* low;        // (N, width) of a sketch: x is about scale (256 q + low)
     float *size, *slip; // (N,) of a sketch: bounds of the Euclidean norms of x and of what it leaves of x
-    int64_t width;
+    int64_t width, room;  // from row to row, and at most: what `index` has for each
 };
+
+// Rows of `ins` bytes lie an odd number of cache lines apart: at a multiple of 4 KiB they would displace each other, and farther
+// apart than they need be some would.
+inline int64_t row_width(int64_t ins) { return up(ins, 128) + 64; }
 
 // Keys and values that lie `step` floats apart, and the first and last query of a block that may see the first of them; each
 // key is one later than the one before it.

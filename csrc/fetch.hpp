@@ -6,7 +6,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int64_t FETCH = 4096;  // bytes in advance
+constexpr int64_t FETCH = 4096, FETCH_TILES = 16384;  // bytes in advance
 
 // The same for a single row. On AMD's Zen 4 a line ahead is faster than a page; on Intel half a page is slower, two or four are level.
 inline int64_t fetch_of_one() {
@@ -29,6 +29,9 @@ struct Fetch {
     Fetch(const uint8_t* w, int64_t size, int64_t n, int64_t C, int64_t N, int64_t K = 1, const void* next = nullptr)
         : at(C == N && K == 1 && !next ? w + (N == 1 ? FETCH_ONE : FETCH) : (next ? (const uint8_t*)next : w + size) + size * n / N),
           stride(64 * K * C / N), one(N == 1) {}
+
+    // Fetches `stride` bytes at each step, from `at` on.
+    Fetch(const uint8_t* at, int64_t stride) : at(at), stride(stride), one(false) {}
 
     void step() {
         if (one) __builtin_prefetch(at);

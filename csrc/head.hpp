@@ -19,7 +19,7 @@ struct Head : Attention {
     // Logits (rows, V) of rows x (model/head.py); with `top`, those that cannot be among so many largest may be left out
     // as -infinity. Ends in step.
     void head(const float* x, int64_t rows, float* logits, int64_t top = 0) const {
-        Operand in = with(w.stream, x), prior = with(w.spikes, w.blend);
+        Operand in = with(w.stream, x, m.D), prior = with(w.spikes, w.blend, m.prior_down.outs);
         const bool dynamic = m.prior == Prior::dynamic;
         const bool rough = top && rows <= SKETCH_ROWS && m.head_sketch.rough.data && m.prior != Prior::fixed;
         ready(rows, [&](int64_t n) {

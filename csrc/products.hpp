@@ -238,43 +238,62 @@ void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int
 }
 
 #if defined(__AMX_INT8__)
+// Up to 16 rows of x.q, from row n on, times K blocks that follow each other.
+template <int K>
+void tile_bytes(const Matrix& m, int64_t first, const Operand& x, int64_t n, int64_t rows, int64_t N, float* y, bool add) {
+    const int64_t size = padded(m.ins) * LANES, steps = size / TILE_BYTES;
+    const uint8_t* w = block_of(m, first, size);
+    const int8_t* q = x.q + n * x.width;
+    alignas(64) int32_t sums[K][512];
+    if (N <= TILE_ROWS) for (int b = 0; b < K; ++b) tile_rows(w + b * size, (const char*)q, x.width, steps, Fetch(w + b * size + FETCH_TILES, TILE_BYTES), sums[b]);
+    else if (K == 4) tile_blocks(w, size, q, x.width, steps, Fetch(w, K * size, n, rows, N, K * TILE_BYTES / 64), sums[0]);
+    else tile_rows(w, (const char*)q, x.width, steps, Fetch(w, size, n, rows, N, TILE_BYTES / 64), sums[0]);
+    const bool whole = (first + K) * LANES <= m.outs && !add;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int b = 0; b < K; ++b) {
+            vint dots = load_words((const uint8_t*)(sums[b] + r * 16));
+            if (N <= TILE_ROWS || K == 1) dots += load_words((const uint8_t*)(sums[b] + 256 + r * 16));
+            const vfloat sum = scaled(m, first + b, 0, x, n + r, dots);
+            float* to = y + (n + r) * m.outs;
+            if (whole) store(to + (first + b) * LANES, sum, Full{});
+            else put(m, first + b, 0, sum, to, add);
+        }
+}
+
+// The same of x.parts and one block; the three parts of a few rows are rows of one tile.
+template <bool few>
+void tile_halves(const Matrix& m, int64_t first, const Operand& x, int64_t n, int64_t rows, int64_t N, float* y, bool add) {
+    const int64_t size = padded(m.ins) * LANES * 2, steps = size / TILE_BYTES;
+    const uint8_t* w = block_of(m, first, size);
+    const bf16* parts = x.parts + n * 3 * x.width;
+    alignas(64) float sums[3 * 256];
+    const Fetch ahead = N > TILE_ROWS ? Fetch(w, size, n, rows, N, TILE_BYTES / 64) : Fetch(w + FETCH_TILES, TILE_BYTES);
+    if (few) tile_rows(w, (const char*)parts, 2 * x.width, steps, ahead, sums);
+    else tile_parts(w, parts, x.width, steps, ahead, sums);
+    for (int64_t r = 0; r < rows; ++r) {
+        vfloat part[3];
+        for (int p = 0; p < 3; ++p) part[p] = load(sums + (few ? (3 * r + p) * 16 : p * 256 + r * 16), Full{});
+        put(m, first, 0, part[0] + (part[1] + part[2]), y + (n + r) * m.outs, add);
+    }
+}
+
 template <Format format>
 void multiply_tiles(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
     constexpr bool bytes = format == Format::int8;
-    const bool few = bytes || 3 * N <= TILE_ROWS;  // the three parts of a few rows are rows of one tile
-    const int64_t gap = padded(m.ins) * LANES * (bytes ? 1 : 2), steps = gap / TILE_BYTES;
-    alignas(64) int32_t sums[6 * 256];
-    float* floats = (float*)sums;
+    const bool few = bytes || 3 * N <= TILE_ROWS;
     Tiles tiles(few ? 5 : 7);
     auto some = [&](int64_t first, auto blocks) {
-        constexpr int BLOCKS = decltype(blocks)::value;
-        const uint8_t* w = block_of(m, first, gap);
         for (int64_t n = 0; n < N; n += TILE_ROWS) {
             const int64_t rows = N - n < TILE_ROWS ? N - n : TILE_ROWS;
             tiles.rows(few && !bytes ? 3 * rows : rows);
-            if constexpr (bytes) tile_rows<int32_t, BLOCKS>(w, gap, (const char*)(x.q + n * x.width), x.width, steps, sums);
-            else if (few) tile_rows<float, BLOCKS>(w, gap, (const char*)(x.parts + n * 3 * x.width), 2 * x.width, steps, floats);
-            else tile_parts(w, gap, BLOCKS, x.parts + n * 3 * x.width, x.width, steps, floats);
-            for (int64_t b = 0; b < BLOCKS; ++b)
-                for (int64_t r = 0; r < rows; ++r) {
-                    float* to = y + (n + r) * m.outs;
-                    vint dots;
-                    vfloat part[3];
-                    if constexpr (bytes) {
-                        std::memcpy(&dots, sums + b * 256 + r * 16, sizeof dots);
-                        put(m, first + b, 0, scaled(m, first + b, 0, x, n + r, dots), to, add);
-                    } else {
-                        for (int p = 0; p < 3; ++p)
-                            part[p] = load(floats + (few ? b * 256 + (3 * r + p) * 16 : (3 * b + p) * 256 + r * 16), Full{});
-                        put(m, first + b, 0, part[0] + (part[1] + part[2]), to, add);
-                    }
-                }
+            if constexpr (bytes) tile_bytes<decltype(blocks)::value>(m, first, x, n, rows, N, y, add);
+            else if (few) tile_halves<true>(m, first, x, n, rows, N, y, add);
+            else tile_halves<false>(m, first, x, n, rows, N, y, add);
         }
     };
     int64_t block = begin;
-    if (bytes && N > TILE_ROWS) for (; block + 4 <= end; block += 4) some(block, Count<4>{});
-    for (; block + 2 <= end; block += 2) some(block, Count<2>{});
-    if (block < end) some(block, Count<1>{});
+    if constexpr (bytes) for (; block + 4 <= end; block += 4) some(block, Count<4>{});
+    for (; block < end; ++block) some(block, Count<1>{});
 }
 #endif
 

@@ -55,15 +55,14 @@ class Room {
     }
 
     void add_rows(const Model& m, int64_t N, Scratch& w) {
-        // Rows an odd number of cache lines apart: at a multiple of 4 KiB they would displace each other.
-        const int64_t width = up(std::max({m.D, m.F, m.D / 4}), 128) + 64;
+        const int64_t width = row_width(std::max(m.D, m.F));
         w.c = take<float>(N * m.D), w.s = take<float>(N * m.D), w.n = m.pre ? take<float>(N * m.D) : w.c;
         w.turn = take<float>(N * m.K), w.blend = take<float>(N * (m.D / 4));
         w.gate = take<uint8_t>(N);
         for (Operand* x : {&w.spikes, &w.stream})
             *x = {nullptr, take<int32_t>(N * width), take<int32_t>(N), take<int8_t>(N * width), take<float>(N),
                   take<int32_t>(N * width / GROUP), take<int32_t>(N), take<bf16>(N * 3 * width), nullptr, take<int8_t>(N * width),
-                  take<float>(N), take<float>(N), width};
+                  take<float>(N), take<float>(N), width, width};
     }
 
     void add_own(const Model& m, int64_t T, Scratch& w) {

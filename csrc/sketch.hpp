@@ -103,7 +103,7 @@ inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, 
                        int64_t begin, int64_t end) {
     int64_t exact = 0;
     for (int64_t n = 0; n < N; ++n) {
-        int32_t *open = x.index + n * x.width + begin * LANES, count = 0;
+        int32_t *open = x.index + n * x.room + begin * LANES, count = 0;
         for (int64_t block = begin; block < end; ++block) {
             Estimate e = estimate(sketch, x, n, block);
             for (int p = 0; p < PIECES; ++p) {

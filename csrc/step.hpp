@@ -82,8 +82,10 @@ struct Step {
         outputs(matrix, [&](int64_t begin, int64_t end) { multiply(matrix, x, rows, y, begin, end); });
     }
 
-    static Operand with(Operand operand, const float* x) {
+    // Rows x of `ins` floats as one side of a product.
+    static Operand with(Operand operand, const float* x, int64_t ins) {
         operand.x = x;
+        operand.width = row_width(ins);
         return operand;
     }
 

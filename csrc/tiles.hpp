@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "engine.hpp"
+#include "fetch.hpp"
 #include "simd.hpp"
 
 namespace symboliclight {
@@ -38,78 +39,68 @@ class Tiles {
     int64_t rows_ = 0;
 };
 
-inline void zero_sums() {
+// sums (2, 16 rows, 16 outputs) of rows x, `width` bytes apart, and a block: of signed int8 those of even and of odd steps,
+// of bfloat16 all in the first, in order.
+template <class T>
+inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t steps, Fetch ahead, T* sums) {
+    constexpr bool bytes = std::is_integral_v<T>;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, x += 64) {
+        ahead.step();
+        _tile_loadd(4, x, width);
+        _tile_loadd(5, w, 64);
+        if constexpr (!bytes) _tile_dpbf16ps(0, 4, 5);
+        else if (s % 2) _tile_dpbsud(1, 4, 5);
+        else _tile_dpbsud(0, 4, 5);
+    }
+    _tile_stored(0, sums, 64);
+    if (bytes) _tile_stored(1, sums + 256, 64);
+}
+
+// sums (4 blocks, 16 rows, 16 outputs) of rows x of signed int8, `width` bytes apart, and 4 blocks, `gap` bytes apart.
+inline void tile_blocks(const uint8_t* w, int64_t gap, const int8_t* x, int64_t width, int64_t steps, Fetch ahead, int32_t* sums) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+    for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, x += 64) {
+        ahead.step();
+        _tile_loadd(4, x, width);
+        _tile_loadd(5, w, 64);
+        _tile_dpbsud(0, 4, 5);
+        _tile_loadd(6, w + gap, 64);
+        _tile_dpbsud(1, 4, 6);
+        _tile_loadd(7, w + 2 * gap, 64);
+        _tile_dpbsud(2, 4, 7);
+        _tile_loadd(5, w + 3 * gap, 64);
+        _tile_dpbsud(3, 4, 5);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 512, 64);
+    _tile_stored(2, sums + 1024, 64);
+    _tile_stored(3, sums + 1536, 64);
 }
 
-template <class T>
-inline void store_sums(T* sums) {
+// sums (3, 16 rows, 16 outputs) of rows in three bfloat16 parts (row stride 3 `width`) and a block.
+inline void tile_parts(const uint8_t* w, const bf16* parts, int64_t width, int64_t steps, Fetch ahead, float* sums) {
+    const int64_t stride = 3 * width * sizeof(bf16);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, parts += 32) {
+        ahead.step();
+        _tile_loadd(7, w, 64);
+        _tile_loadd(4, parts, stride);
+        _tile_dpbf16ps(0, 4, 7);
+        _tile_loadd(5, parts + width, stride);
+        _tile_dpbf16ps(1, 5, 7);
+        _tile_loadd(6, parts + 2 * width, stride);
+        _tile_dpbf16ps(2, 6, 7);
+    }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + 256, 64);
     _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
-}
-
-// sums (4 blocks, 16 rows, 16 outputs) of rows x, `width` bytes apart, signed int8 or bfloat16, and BLOCKS blocks, `gap`
-// bytes apart.
-template <class T, int BLOCKS>
-inline void tile_rows(const uint8_t* w, int64_t gap, const char* x, int64_t width, int64_t steps, T* sums) {
-    constexpr bool bytes = sizeof(T) == 4 && std::is_integral_v<T>;
-    zero_sums();
-    for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, x += 64) {
-        for (int b = 0; b < BLOCKS; ++b)
-            for (int64_t at = 0; at < TILE_BYTES; at += 64) __builtin_prefetch(w + b * gap + 8 * TILE_BYTES + at);
-        _tile_loadd(4, x, width);
-        _tile_loadd(5, w, 64);
-        if constexpr (bytes) _tile_dpbsud(0, 4, 5);
-        else _tile_dpbf16ps(0, 4, 5);
-        if constexpr (BLOCKS > 1) {
-            _tile_loadd(6, w + gap, 64);
-            if constexpr (bytes) _tile_dpbsud(1, 4, 6);
-            else _tile_dpbf16ps(1, 4, 6);
-        }
-        if constexpr (BLOCKS > 2) {
-            _tile_loadd(7, w + 2 * gap, 64);
-            if constexpr (bytes) _tile_dpbsud(2, 4, 7);
-            else _tile_dpbf16ps(2, 4, 7);
-        }
-        if constexpr (BLOCKS > 3) {
-            _tile_loadd(5, w + 3 * gap, 64);
-            if constexpr (bytes) _tile_dpbsud(3, 4, 5);
-            else _tile_dpbf16ps(3, 4, 5);
-        }
-    }
-    store_sums(sums);
-}
-
-// sums (blocks, 3, 16 rows, 16 outputs) of rows in three bfloat16 parts (row stride 3 `width`) and up to 2 blocks.
-inline void tile_parts(const uint8_t* w, int64_t gap, int64_t blocks, const bf16* parts, int64_t width, int64_t steps, float* sums) {
-    const int64_t stride = 3 * width * sizeof(bf16);
-    zero_sums();
-    _tile_zero(4);
-    _tile_zero(5);
-    for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, parts += 32) {
-        _tile_loadd(7, w, 64);
-        _tile_loadd(6, parts, stride);
-        _tile_dpbf16ps(0, 6, 7);
-        _tile_loadd(6, parts + width, stride);
-        _tile_dpbf16ps(1, 6, 7);
-        _tile_loadd(6, parts + 2 * width, stride);
-        _tile_dpbf16ps(2, 6, 7);
-        if (blocks == 1) continue;
-        _tile_loadd(7, w + gap, 64);
-        _tile_dpbf16ps(5, 6, 7);
-        _tile_loadd(6, parts + width, stride);
-        _tile_dpbf16ps(4, 6, 7);
-        _tile_loadd(6, parts, stride);
-        _tile_dpbf16ps(3, 6, 7);
-    }
-    store_sums(sums);
-    _tile_stored(4, sums + 1024, 64);
-    _tile_stored(5, sums + 1280, 64);
 }
 
 // x = its three parts exactly, as long as none is too small for bfloat16.
