@@ -238,21 +238,31 @@ void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int
 }
 
 #if defined(__AMX_INT8__)
-// Up to 16 rows of x.q, from row n on, times K blocks that follow each other.
+// Fetches while K blocks of together `size` bytes are multiplied with rows n .. n + rows - 1: a little ahead where these are all rows,
+// else what comes after these blocks.
+template <int K>
+Fetch fetch_tiles(const Matrix& m, const uint8_t* w, int64_t size, int64_t n, int64_t rows, int64_t N) {
+    if (N > TILE_ROWS) return Fetch(w, size, n, rows, N, K * TILE_BYTES / 64, m.next);
+    return Fetch(m.next ? (const uint8_t*)m.next : w + FETCH_TILES, TILE_BYTES);
+}
+
+// Up to 16 rows of x.q, from row n on, times K blocks that follow each other. A few rows wait for memory, which is fastest in one
+// stream, block after block; for many, four blocks share the loads of their rows.
 template <int K>
 void tile_bytes(const Matrix& m, int64_t first, const Operand& x, int64_t n, int64_t rows, int64_t N, float* y, bool add) {
     const int64_t size = padded(m.ins) * LANES, steps = size / TILE_BYTES;
     const uint8_t* w = block_of(m, first, size);
     const int8_t* q = x.q + n * x.width;
+    const bool shared = K == 4 && N > TILE_ROWS, whole = (first + K) * LANES <= m.outs && !add;
     alignas(64) int32_t sums[K][512];
-    if (N <= TILE_ROWS) for (int b = 0; b < K; ++b) tile_rows(w + b * size, (const char*)q, x.width, steps, Fetch(w + b * size + FETCH_TILES, TILE_BYTES), sums[b]);
-    else if (K == 4) tile_blocks(w, size, q, x.width, steps, Fetch(w, K * size, n, rows, N, K * TILE_BYTES / 64), sums[0]);
-    else tile_rows(w, (const char*)q, x.width, steps, Fetch(w, size, n, rows, N, TILE_BYTES / 64), sums[0]);
-    const bool whole = (first + K) * LANES <= m.outs && !add;
+    if (shared) tile_blocks(w, size, q, x.width, steps, fetch_tiles<K>(m, w, K * size, n, rows, N), sums[0]);
+    else
+        for (int b = 0; b < K; ++b, w += size)
+            tile_rows(w, (const char*)q, x.width, steps, fetch_tiles<1>(m, w, size, n, rows, N), sums[b]);
     for (int64_t r = 0; r < rows; ++r)
         for (int b = 0; b < K; ++b) {
             vint dots = load_words((const uint8_t*)(sums[b] + r * 16));
-            if (N <= TILE_ROWS || K == 1) dots += load_words((const uint8_t*)(sums[b] + 256 + r * 16));
+            if (!shared) dots += load_words((const uint8_t*)(sums[b] + 256 + r * 16));
             const vfloat sum = scaled(m, first + b, 0, x, n + r, dots);
             float* to = y + (n + r) * m.outs;
             if (whole) store(to + (first + b) * LANES, sum, Full{});
@@ -266,8 +276,8 @@ void tile_halves(const Matrix& m, int64_t first, const Operand& x, int64_t n, in
     const int64_t size = padded(m.ins) * LANES * 2, steps = size / TILE_BYTES;
     const uint8_t* w = block_of(m, first, size);
     const bf16* parts = x.parts + n * 3 * x.width;
+    const Fetch ahead = fetch_tiles<1>(m, w, size, n, rows, N);
     alignas(64) float sums[3 * 256];
-    const Fetch ahead = N > TILE_ROWS ? Fetch(w, size, n, rows, N, TILE_BYTES / 64) : Fetch(w + FETCH_TILES, TILE_BYTES);
     if (few) tile_rows(w, (const char*)parts, 2 * x.width, steps, ahead, sums);
     else tile_parts(w, parts, x.width, steps, ahead, sums);
     for (int64_t r = 0; r < rows; ++r) {

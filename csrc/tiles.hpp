@@ -39,8 +39,8 @@ class Tiles {
     int64_t rows_ = 0;
 };
 
-// sums (2, 16 rows, 16 outputs) of rows x, `width` bytes apart, and a block: of signed int8 those of even and of odd steps,
-// of bfloat16 all in the first, in order.
+// sums (2, 16 rows, 16 outputs) of rows x, `width` bytes apart, and a block: of signed int8 those of even and of odd steps, so that
+// one product need not wait for the other; of bfloat16 all in the first, in order.
 template <class T>
 inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t steps, Fetch ahead, T* sums) {
     constexpr bool bytes = std::is_integral_v<T>;
@@ -58,8 +58,9 @@ inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t st
     if (bytes) _tile_stored(1, sums + 256, 64);
 }
 
-// sums (4 blocks, 16 rows, 16 outputs) of rows x of signed int8, `width` bytes apart, and 4 blocks, `gap` bytes apart.
-inline void tile_blocks(const uint8_t* w, int64_t gap, const int8_t* x, int64_t width, int64_t steps, Fetch ahead, int32_t* sums) {
+// sums (4 blocks, 2, 16 rows, 16 outputs), of the 2 the first, of rows x of signed int8, `width` bytes apart, and 4 blocks, `size`
+// bytes each.
+inline void tile_blocks(const uint8_t* w, int64_t size, const int8_t* x, int64_t width, int64_t steps, Fetch ahead, int32_t* sums) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -69,11 +70,11 @@ inline void tile_blocks(const uint8_t* w, int64_t gap, const int8_t* x, int64_t 
         _tile_loadd(4, x, width);
         _tile_loadd(5, w, 64);
         _tile_dpbsud(0, 4, 5);
-        _tile_loadd(6, w + gap, 64);
+        _tile_loadd(6, w + size, 64);
         _tile_dpbsud(1, 4, 6);
-        _tile_loadd(7, w + 2 * gap, 64);
+        _tile_loadd(7, w + 2 * size, 64);
         _tile_dpbsud(2, 4, 7);
-        _tile_loadd(5, w + 3 * gap, 64);
+        _tile_loadd(5, w + 3 * size, 64);
         _tile_dpbsud(3, 4, 5);
     }
     _tile_stored(0, sums, 64);

@@ -1,5 +1,6 @@
 """Checkpoints appear whole or not at all, and damaged or foreign ones are refused in one line."""
 
+import io
 import json
 import os
 import subprocess
@@ -80,6 +81,24 @@ def test_every_kind_of_tensor_comes_back_from_the_library(tmp_path):
     assert all(x.dtype == tensors[n].dtype and torch.equal(x, tensors[n]) for n, x in found.items())
     checkpoint._write_tensors(tmp_path / "n", {"v": np.arange(6, dtype=np.int8).reshape(2, 3).T}, {})
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "n")["v"], [[0, 3], [1, 4], [2, 5]])
+
+
+def test_tensors_are_written_in_whole_large_pages(tmp_path, monkeypatch):
+    sizes = []
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            sizes.append(len(data))
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "open", lambda file, mode, buffering: io.BufferedWriter(Disk(file, mode), buffering),
+                        raising=False)
+    monkeypatch.setattr(checkpoint, "LARGE_PAGE", 4096)
+    tensors = {"a": np.arange(3000, dtype=np.float32), "b": np.arange(5, dtype=np.uint8), "c": np.ones((70, 64))}
+    checkpoint._write_tensors(tmp_path / "file", tensors, {})
+    assert len(sizes) > 10 and set(sizes[:-1]) == {4096}
+    for name, x in safetensors.numpy.load_file(tmp_path / "file").items():
+        np.testing.assert_array_equal(x, tensors[name])
 
 
 def test_the_public_load_returns_the_model_and_its_tokenizer(saved, small_model, small_tokenizer):

@@ -6,7 +6,7 @@ import pytest
 import symboliclight.engine
 from symboliclight.checkpoint import LINE
 from symboliclight.engine import State
-from symboliclight.engine.lines import allocated, lined
+from symboliclight.engine.lines import allocated, lined, together
 from symboliclight.engine.model import export
 
 MANY = 4096  # bytes: smaller arrays may lie anywhere
@@ -46,3 +46,15 @@ def test_a_lined_array_is_a_copy():
     np.testing.assert_array_equal(y, x)
     assert y.flags.c_contiguous and not np.shares_memory(x, y)
     assert not allocated((5, 3), np.float32, np.zeros).any()
+
+
+def test_arrays_that_are_brought_together_lie_one_behind_the_other_and_mapped_ones_stay():
+    mapped = np.arange(5)
+    mapped.flags.writeable = False
+    arrays = {"a": np.arange(7, dtype=np.float32), "mapped": mapped, "b": np.arange(6, dtype=np.uint8).reshape(2, 3)}
+    found = together(arrays)
+    assert found.keys() == arrays.keys() and found["mapped"] is mapped
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(found[name], x)
+        assert found[name].dtype == x.dtype
+    assert found["b"].ctypes.data == found["a"].ctypes.data + LINE and found["a"].ctypes.data % LINE == 0
