@@ -91,8 +91,10 @@ def test_tensors_are_written_in_whole_large_pages(tmp_path, monkeypatch):
             sizes.append(len(data))
             return super().write(data)
 
-    monkeypatch.setattr(checkpoint, "open", lambda file, mode, buffering: io.BufferedWriter(Disk(file, mode), buffering),
-                        raising=False)
+    def opened(file, mode, buffering):
+        return io.BufferedWriter(Disk(file, mode), buffering)
+
+    monkeypatch.setattr(checkpoint, "open", opened, raising=False)
     monkeypatch.setattr(checkpoint, "LARGE_PAGE", 4096)
     tensors = {"a": np.arange(3000, dtype=np.float32), "b": np.arange(5, dtype=np.uint8), "c": np.ones((70, 64))}
     checkpoint._write_tensors(tmp_path / "file", tensors, {})

@@ -18,8 +18,10 @@ def allocated(shape: Sequence[int], dtype: Any, fill: Callable[..., np.ndarray] 
 
 
 def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Copies of the arrays that lie one behind the other, so that they fill large pages (which numpy asks for); what is mapped
-    from a file stays there."""
+    """Copies of the arrays that lie one behind the other, and so fill large pages, which numpy asks for.
+
+    Read-only ones stay where they are: in a file that is mapped.
+    """
     movable = {name: x for name, x in arrays.items() if x.flags.writeable}
     room, first, found = allocated((sum(_whole_lines(x) for x in movable.values()),), np.uint8), 0, dict(arrays)
     for name, x in movable.items():
