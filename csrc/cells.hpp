@@ -100,14 +100,11 @@ struct Tiles {
         Session() {
             alignas(64) uint8_t shape[64] = {1};  // palette; from 16 on each tile's bytes a row, from 48 on its rows
             for (int i = 0; i < 8; ++i) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
-            memory_barrier();
+            tile_barrier();
             _tile_loadconfig(shape);
         }
         ~Session() { _tile_release(); }
     };
-
-    // GCC does not know that tile instructions touch memory.
-    static void memory_barrier() { asm volatile("" ::: "memory"); }
 
     static void from_floats(bf16* to, const float* cell) {
         for (int64_t i = 0; i < CELL; i += SIDE)
@@ -143,7 +140,7 @@ struct Tiles {
                         bool add) {
         constexpr int result_stride = SIDE * sizeof(float), stride = 64;
         float *c1 = c + 16, *c2 = c + CELL / 2, *c3 = c2 + 16;
-        memory_barrier();
+        tile_barrier();
         if (add) {
             _tile_loadd(0, c, result_stride);
             _tile_loadd(1, c1, result_stride);
@@ -169,7 +166,7 @@ struct Tiles {
         _tile_stored(1, c1, result_stride);
         _tile_stored(2, c2, result_stride);
         _tile_stored(3, c3, result_stride);
-        memory_barrier();
+        tile_barrier();
     }
 };
 

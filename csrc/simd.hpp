@@ -37,6 +37,12 @@ typedef uint32_t vuint __attribute__((vector_size(4 * W)));
 typedef uint16_t vhalf __attribute__((vector_size(2 * W)));
 typedef int8_t vsmall __attribute__((vector_size(W)));
 
+#if defined(__AMX_TILE__)
+// Tile instructions, tile configuration too, read memory that GCC does not know they read, so that it may leave out or put off what
+// is written before them. Not across this.
+inline void tile_barrier() { asm volatile("" ::: "memory"); }
+#endif
+
 using Full = std::integral_constant<int, W>;  // number of lanes where all of them are in use
 
 inline vfloat splat(float x) { return x - vfloat{}; }

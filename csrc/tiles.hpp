@@ -31,6 +31,7 @@ class Tiles {
         rows_ = rows;
         TileShapes shapes;
         for (int tile = 0; tile < 8; ++tile) shapes.bytes[tile] = 64, shapes.rows[tile] = uint8_t(tile < weights_ ? rows : 16);
+        tile_barrier();
         _tile_loadconfig(&shapes);
     }
 
@@ -44,6 +45,7 @@ class Tiles {
 template <class T>
 inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t steps, Fetch ahead, T* sums) {
     constexpr bool bytes = std::is_integral_v<T>;
+    tile_barrier();
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t s = 0; s < steps; ++s, w += TILE_BYTES, x += 64) {
@@ -61,6 +63,7 @@ inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t st
 // sums (4 blocks, 2, 16 rows, 16 outputs), of the 2 the first, of rows x of signed int8, `width` bytes apart, and 4 blocks, `size`
 // bytes each.
 inline void tile_blocks(const uint8_t* w, int64_t size, const int8_t* x, int64_t width, int64_t steps, Fetch ahead, int32_t* sums) {
+    tile_barrier();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -86,6 +89,7 @@ inline void tile_blocks(const uint8_t* w, int64_t size, const int8_t* x, int64_t
 // sums (3, 16 rows, 16 outputs) of rows in three bfloat16 parts (row stride 3 `width`) and a block.
 inline void tile_parts(const uint8_t* w, const bf16* parts, int64_t width, int64_t steps, Fetch ahead, float* sums) {
     const int64_t stride = 3 * width * sizeof(bf16);
+    tile_barrier();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

@@ -1,5 +1,7 @@
 """`bench llama`: the files that llama.cpp gets, and what is measured. llama.cpp itself runs where it is installed."""
 
+import os
+import signal
 import sys
 import types
 
@@ -123,6 +125,22 @@ def test_without_llama_cpp_one_line_says_how_to_get_it(tmp_path, monkeypatch, ca
     error = capsys.readouterr().err
     assert "symboliclight[llama]" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def opened(path):
+    assert path.read_bytes()[:4] == b"GGUF"
+
+
+def crash(path):
+    if path.stem == "Q8_0":
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_where_llama_cpp_crashes_one_line_says_on_what():
+    llama.survived(opened)
+    with pytest.raises(InputError, match=r"crashed on a Q8_0 file; nothing measured.*CXXFLAGS=") as found:
+        llama.survived(crash)
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("kind", llama.DRIFT)

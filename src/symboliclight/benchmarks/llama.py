@@ -7,8 +7,11 @@ formats, and the fastest counts.
 """
 
 import ctypes
+import multiprocessing
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,8 @@ DRIFT = {"F32": 0.002, "F16": 0.005, "BF16": 0.02, "Q8_0": 0.05, "Q4_0": 0.4}  #
 ATTENTION = {"": False, ", flash attention": True}
 ASKED = 3.0  # times its decode speed
 BATCH = 16
+# GCC 12 leaves out what llama.cpp writes on its stack for the instruction that sets up AMX tiles.
+AGAIN = "CXXFLAGS='-fno-tree-dse -fno-dse' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
 OURS, OURS_QUICK = ("v1-194m", "v1-fed-194m"), ("mini", "v1-fed")  # spikes feed two matrices of a block, or nearly all
 
 
@@ -111,6 +116,27 @@ def _library() -> Any:
 _SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda level, text, user: None)
 
 
+def _read_once(path: Path) -> None:
+    llama = Llama(path, 1, False)
+    llama.read(np.zeros((1, 64), np.int64), 0)
+    llama.close()
+
+
+def survived(read: Callable[[Path], None] = _read_once) -> None:
+    """llama.cpp reads a small file of each kind in a process of its own, which it may end. Raises `InputError` then."""
+    model = build(preset("gpt2-tiny"))
+    with tempfile.TemporaryDirectory() as folder, \
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        for kind in DRIFT:
+            path = Path(folder) / f"{kind}.gguf"
+            gpt2_gguf.write(model, path, kind)
+            try:
+                other.submit(read, path).result()
+            except BrokenProcessPool as error:
+                raise InputError(f"bench llama: llama.cpp crashed on a {kind} file; nothing measured. On a processor "
+                                 f"with AMX, compile it again: {AGAIN}") from error
+
+
 def check(model: Any, rivals: Mapping[str, Llama], tokens: np.ndarray) -> None:
     """What llama.cpp computes must be what the torch model does, up to the kind of its weights."""
     expected = model(torch.from_numpy(tokens))[0].numpy()
@@ -126,6 +152,7 @@ def run(directory: Path, quick: bool = False) -> Path:
     """Measure and write results/bench-llama.json; `quick` shrinks the models to test the benchmark."""
     ours, theirs, prompt = (OURS_QUICK, "gpt2-mini", 128) if quick else (OURS, "gpt2-201m", 512)
     library, threads = _library(), torch.get_num_threads()
+    survived()
     rows: list[dict[str, Any]] = []
     files: dict[str, int] = {}
     torch.manual_seed(0)
