@@ -48,10 +48,12 @@ def test_a_table_of_runs_marks_what_missed(tmp_path):
     for file, commit, ratio in (("speed/2", "F16", 1.5), ("speed", "BF16", 2.5), ("speed/1", "F32", 2.0)):
         rows = [{"name": f"fast against gpt2-201m {commit}", "ratio": ratio, "target": 2},
                 {"name": "memory", "ratio": 1, "target": None}]
+        if file == "speed":
+            rows.append({"name": "new", "ratio": 3.0, "target": 2})
         (tmp_path / f"{file}.json").write_text(json.dumps({"commit": commit, "rows": rows}))
     head, rows = fill_docs.runs(tmp_path / "speed.json")
     assert head == ("what", "asked", "F32", "F16", "BF16")
-    assert rows == [("fast against gpt2-201m BF16", "2", "2.00", "**1.50**", "2.50")]
+    assert rows == [("fast against gpt2-201m BF16", "2", "2.00", "**1.50**", "2.50"), ("new", "2", "", "", "3.00")]
 
 
 def test_both_readmes_show_the_same():

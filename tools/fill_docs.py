@@ -67,13 +67,13 @@ def table(path: str, view: str | None) -> str:
 
 def runs(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The ratios of one benchmark that have a target, in its earlier runs (NAME/*.json, in order) and in the last one;
-    bold where one misses it. Which build of a rival was the fastest may differ from run to run."""
+    bold where one misses it, empty where a run has no such row. Which build of a rival was the fastest may differ."""
     found = [json.loads(f.read_text(encoding="utf-8")) for f in (*sorted(file.with_suffix("").glob("*.json")), file)]
     ratios = [{ours(r["name"]): r["ratio"] for r in run["rows"] if r["target"] is not None} for run in found]
     rows = []
     for name, asked in ((r["name"], r["target"]) for r in found[-1]["rows"] if r["target"] is not None):
-        of_runs = [run[ours(name)] for run in ratios]
-        cells = [f"{ratio:.2f}" if ratio >= asked else f"**{ratio:.2f}**" for ratio in of_runs]
+        of_runs = [run.get(ours(name)) for run in ratios]
+        cells = ["" if x is None else f"{x:.2f}" if x >= asked else f"**{x:.2f}**" for x in of_runs]
         rows.append((name, f"{asked:g}", *cells))
     return ("what", "asked", *(run["commit"][:7] for run in found)), rows
 
