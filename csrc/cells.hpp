@@ -98,10 +98,9 @@ struct Tiles {
     // Tiles are set up for this thread while a Session lives: eight of 16 rows by 64 bytes.
     struct Session {
         Session() {
-            alignas(64) uint8_t shape[64] = {1};  // palette; from 16 on each tile's bytes a row, from 48 on its rows
-            for (int i = 0; i < 8; ++i) shape[16 + 2 * i] = 64, shape[48 + i] = 16;
-            tile_barrier();
-            _tile_loadconfig(shape);
+            TileShapes shapes;
+            for (int tile = 0; tile < 8; ++tile) shapes.bytes[tile] = 64, shapes.rows[tile] = 16;
+            shapes.load();
         }
         ~Session() { _tile_release(); }
     };

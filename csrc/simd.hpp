@@ -41,6 +41,18 @@ typedef int8_t vsmall __attribute__((vector_size(W)));
 // Tile instructions, tile configuration too, read memory that GCC does not know they read, so that it may leave out or put off what
 // is written before them. Not across this.
 inline void tile_barrier() { asm volatile("" ::: "memory"); }
+
+// The 64 bytes that set up the tiles of a thread.
+struct alignas(64) TileShapes {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};  // of a row
+    uint8_t rows[16] = {};
+
+    void load() const {
+        tile_barrier();
+        _tile_loadconfig(this);
+    }
+};
 #endif
 
 using Full = std::integral_constant<int, W>;  // number of lanes where all of them are in use

@@ -13,12 +13,6 @@ namespace SYMBOLICLIGHT_ISA {
 
 constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 1024;
 
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-};
-
 // The tiles of this thread while in scope: below `weights` they hold `rows` rows, from there on 16.
 class Tiles {
   public:
@@ -31,8 +25,7 @@ class Tiles {
         rows_ = rows;
         TileShapes shapes;
         for (int tile = 0; tile < 8; ++tile) shapes.bytes[tile] = 64, shapes.rows[tile] = uint8_t(tile < weights_ ? rows : 16);
-        tile_barrier();
-        _tile_loadconfig(&shapes);
+        shapes.load();
     }
 
   private:

@@ -137,10 +137,15 @@ def crash(path):
 
 
 def test_where_llama_cpp_crashes_one_line_says_on_what():
-    llama.survived(opened)
+    llama.probe(opened)
     with pytest.raises(InputError, match=r"crashed on a Q8_0 file; nothing measured.*CXXFLAGS=") as found:
-        llama.survived(crash)
+        llama.probe(crash)
     assert "\n" not in str(found.value)
+
+
+def test_llama_cpp_reads_every_kind_of_file_to_its_end():
+    pytest.importorskip("llama_cpp", reason="llama.cpp compiles for minutes: pip install '.[llama]'")
+    llama.probe()
 
 
 @pytest.mark.parametrize("kind", llama.DRIFT)

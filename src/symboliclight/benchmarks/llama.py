@@ -34,7 +34,7 @@ ATTENTION = {"": False, ", flash attention": True}
 ASKED = 3.0  # times its decode speed
 BATCH = 16
 # GCC 12 leaves out what llama.cpp writes on its stack for the instruction that sets up AMX tiles.
-AGAIN = "CXXFLAGS='-fno-tree-dse -fno-dse' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
+REBUILD = "CXXFLAGS='-fno-tree-dse -fno-dse' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
 OURS, OURS_QUICK = ("v1-194m", "v1-fed-194m"), ("mini", "v1-fed")  # spikes feed two matrices of a block, or nearly all
 
 
@@ -122,8 +122,8 @@ def _read_once(path: Path) -> None:
     llama.close()
 
 
-def survived(read: Callable[[Path], None] = _read_once) -> None:
-    """llama.cpp reads a small file of each kind in a process of its own, which it may end. Raises `InputError` then."""
+def probe(read: Callable[[Path], None] = _read_once) -> None:
+    """`read` a small file of each kind in another process. Raises `InputError` where llama.cpp ends that process."""
     model = build(preset("gpt2-tiny"))
     with tempfile.TemporaryDirectory() as folder, \
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
@@ -134,7 +134,7 @@ def survived(read: Callable[[Path], None] = _read_once) -> None:
                 other.submit(read, path).result()
             except BrokenProcessPool as error:
                 raise InputError(f"bench llama: llama.cpp crashed on a {kind} file; nothing measured. On a processor "
-                                 f"with AMX, compile it again: {AGAIN}") from error
+                                 f"with AMX, compile it again: {REBUILD}") from error
 
 
 def check(model: Any, rivals: Mapping[str, Llama], tokens: np.ndarray) -> None:
@@ -152,7 +152,7 @@ def run(directory: Path, quick: bool = False) -> Path:
     """Measure and write results/bench-llama.json; `quick` shrinks the models to test the benchmark."""
     ours, theirs, prompt = (OURS_QUICK, "gpt2-mini", 128) if quick else (OURS, "gpt2-201m", 512)
     library, threads = _library(), torch.get_num_threads()
-    survived()
+    probe()
     rows: list[dict[str, Any]] = []
     files: dict[str, int] = {}
     torch.manual_seed(0)
