@@ -34,17 +34,17 @@ std::vector<const EngineIsa*> supported() {
     std::vector<const EngineIsa*> found{&engine_portable};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
-    found.push_back(&engine_avx2);
-    if (has_avxvnni()) found.push_back(&engine_avxvnni);
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512dq")) return found;
-    found.push_back(&engine_avx512);
-    if (!__builtin_cpu_supports("avx512vnni")) return found;
-    found.push_back(&engine_vnni);
-    if (has_tiles()) found.push_back(&engine_amx);
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    if (avx2) found.push_back(&engine_avx2);
+    if (avx2 && has_avxvnni()) found.push_back(&engine_avxvnni);
+    if (avx512) found.push_back(&engine_avx512);
+    if (vnni) found.push_back(&engine_vnni);
+    if (vnni && has_tiles()) found.push_back(&engine_amx);
 #endif
-    return found;
+    return capped(found);
 }
 
 template <class T>

@@ -1,6 +1,7 @@
-// Which instruction sets this machine can run.
+// Which instruction sets this machine can run, and how far the user lets it: SYMBOLICLIGHT_MAX_ISA names the last one.
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,21 @@ inline bool has_avxvnni() {
 #endif
 }
 
+// Drops what comes after the named instruction set in the order of all names; `found` is a part of them in that order.
+// A name that is none of them, which Python refuses (processor.py), caps nothing.
+template <class T>
+inline std::vector<T> capped(std::vector<T> found) {
+    static const std::vector<std::string> order{"portable", "avx2", "avxvnni", "avx512", "vnni", "amx"};
+    auto place = [](const std::string& name) {
+        size_t at = 0;
+        while (at < order.size() && order[at] != name) ++at;
+        return at;
+    };
+    const char* most = std::getenv("SYMBOLICLIGHT_MAX_ISA");
+    while (most && place(found.back()->name) > place(most)) found.pop_back();
+    return found;
+}
+
 // From the plainest to the fastest.
 inline std::vector<const Isa*> supported_isas() {
     std::vector<const Isa*> found{&isa_portable};
@@ -62,7 +78,7 @@ inline std::vector<const Isa*> supported_isas() {
     if (avx512) found.push_back(&isa_avx512);
     if (amx) found.push_back(&isa_amx);
 #endif
-    return found;
+    return capped(found);
 }
 
 }  // namespace symboliclight

@@ -11,7 +11,7 @@ import symboliclight
 
 ROOT = Path(symboliclight.__file__).parent
 FLOORS: list[set[str]] = [
-    {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance"},
+    {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance", "processor"},
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
     {"distribution", "sampling", "likelihood", "runner", "train", "optim", "distributed", "calibration"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import symboliclight
+from symboliclight import processor
 from symboliclight.atomic import write_atomic
 
 
@@ -28,13 +29,13 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its instruction sets that matter here, cores, memory, GPUs if any, and versions."""
-    info = _cpuinfo()
-    flags = set(str(info.get("flags", info.get("Features", ""))).split())
+    """Processor, its instruction sets that matter here, what caps them, cores, memory, GPUs if any, and versions."""
+    flags = processor.flags()
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
     return {
-        "processor": info.get("model name") or platform.processor() or platform.machine(),
+        "processor": processor.name(),
         "instructions": [f for f in wanted if f in flags],
+        **({"caps": caps} if (caps := processor.caps()) else {}),
         "cores": os.cpu_count(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         **_accelerators(),
@@ -57,14 +58,6 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write one result file, atomically, with the commit and machine it was measured on."""
     body = {"commit": commit(), "machine": machine(), **result}
     write_atomic(path, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _cpuinfo() -> dict[str, str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:  # not Linux
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _memory_bytes() -> int:

@@ -17,6 +17,7 @@ from symboliclight.engine.places import stream_threshold
 from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype, shapes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
+from symboliclight.processor import native_module
 from symboliclight.tokenizer import Tokenizer
 
 ROWS = 256  # tokens that share one reading of the weights
@@ -72,14 +73,14 @@ class Engine:
 
     def __post_init__(self) -> None:
         try:
-            from symboliclight import _engine
+            native = native_module("_engine")
         except ImportError as error:
             raise InputError(f"this installation has no native runtime ({error}); install a C++ compiler and reinstall "
                              "symboliclight") from error
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be positive, got {self.threads}")
         threads = self.threads or _cores()
-        self._native = _engine.Engine(_sizes(self.config), _switches(self.config, self.weights), threads)
+        self._native = native.Engine(_sizes(self.config), _switches(self.config, self.weights), threads)
         self.threads = self._native.threads
         if self.isa is not None:
             self._native.set_isa(self.isa)

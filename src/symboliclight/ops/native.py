@@ -4,7 +4,6 @@ Native are float32 and bfloat16 on the CPU, outside `torch_forms()`. The module 
 `pip install`; without it the torch forms run, and one warning says so.
 """
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from symboliclight.ops import decay, lif
 from symboliclight.ops import dropout as dropping
 from symboliclight.ops import rope as rotary
 from symboliclight.ops import spike as spiking
+from symboliclight.processor import native_module
 
 _native: Any = None
 _missing = ""
 try:
-    _native = importlib.import_module("symboliclight._native")
+    _native = native_module("_native")
 except ImportError as error:  # a broken build is told apart from a missing one by its message
     _missing = str(error)
     warnings.warn(
