@@ -1,18 +1,21 @@
 """What the processor can do, and caps on it."""
 
 import json
+import math
 import os
+import platform
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from symboliclight import processor
+from symboliclight import errors, processor
 
 
 def found_under(cap):
     """Instruction sets of kernels and runtime in a process with that cap."""
-    code = ("import json; from symboliclight.ops import native; from symboliclight.processor import native_module;"
+    code = ("import json; from symboliclight.processor import native_module;"
             "print(json.dumps([native_module('_native').isas(), native_module('_engine').isas()]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, processor.MAX_ISA: cap})
@@ -34,6 +37,51 @@ def test_an_unknown_cap_is_refused_in_one_line():
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == ("symboliclight: error: SYMBOLICLIGHT_MAX_ISA is 'sse9'; set it to one of portable, avx2, "
                            "avxvnni, avx512, vnni, amx, or unset it\n")
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Makes this processor one with those abilities, on which torch multiplies bfloat16 so many times as fast."""
+    def to_be(abilities, speed):
+        processor.multiplies_bfloat16.cache_clear()
+        processor.warn_if_emulated.cache_clear()
+        monkeypatch.setattr(processor, "flags", lambda: set(abilities))
+        monkeypatch.setattr(processor, "bfloat16_speed", lambda: speed)
+
+    yield to_be
+    processor.multiplies_bfloat16.cache_clear()
+    processor.warn_if_emulated.cache_clear()
+
+
+@pytest.mark.parametrize(("abilities", "speed", "chosen"), [
+    (["avx2", "amx_bf16"], 7.4, "bfloat16"), (["avx512_bf16"], 0.6, "bfloat16"), (["asimd", "bf16"], 2.0, "bfloat16"),
+    (["avx2"], 0.02, "float32"), (["avx512f"], 0.2, "float32"),
+    (["avx2", "amx_bf16"], 0.02, "float32"),  # capped, or a torch that does not use what is there
+    (["avx2"], 3.0, "float32")])
+def test_auto_is_bfloat16_where_the_processor_says_so_and_shows_it(abilities, speed, chosen, pretend):
+    pretend(abilities, speed)
+    assert processor.training_precision("auto") == processor.precision_facts()["precision"] == chosen
+    assert processor.training_precision("float32") == "float32"
+
+
+def test_bfloat16_that_is_emulated_is_obeyed_with_one_warning_that_names_the_factor(pretend):
+    pretend(["avx2"], 1 / 53)
+    with pytest.warns(errors.Slow, match="53 times as long as in float32, which --precision float32"):
+        assert processor.training_precision("bfloat16") == "bfloat16"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert processor.training_precision("bfloat16") == "bfloat16"
+        pretend(["amx_bf16"], 5.0)
+        assert processor.training_precision("bfloat16") == "bfloat16"
+
+
+def test_the_probe_tells_emulation_apart_and_takes_milliseconds():
+    code = ("import time, torch; from symboliclight import processor; start = time.perf_counter();"
+            "speed = processor.bfloat16_speed(); print(time.perf_counter() - start, speed)")
+    capped = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=capped)
+    seconds, speed = map(float, done.stdout.split())
+    assert seconds < 1 and speed < (processor.EMULATED if "x86_64" in platform.machine() else math.inf)
 
 
 def test_caps_are_told_in_results(monkeypatch):

@@ -6,10 +6,12 @@ Exit codes: 0 done, 1 interrupted or failed, 2 bad input (one line on stderr say
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import symboliclight
-from symboliclight.errors import InputError
+from symboliclight.errors import InputError, Slow
 
 COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "serve", "import_", "export", "demo", "study", "raster",
             "energy", "neuro", "bench", "info")
@@ -32,9 +34,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+_as_python_does = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """Ours as one line; those of libraries as Python shows them."""
+    if issubclass(category, Slow):
+        return f"symboliclight: warning: {message}\n"
+    return _as_python_does(message, category, *where, **more)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = parser().parse_args(argv)
+    warnings.formatwarning = _format_warning
     try:
         return args.run(args) or 0
     except InputError as error:

@@ -118,7 +118,7 @@ class TrainConfig:
     aux_weight: float = 0.3  # weight of the mean auxiliary cross-entropy at model.aux_layers
     rate_weight: float = 0.0  # weight of the mean firing rate over all spike sites; 0: no such term
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks; AdamW for the rest
-    precision: Literal["bfloat16", "float32"] = "bfloat16"  # autocast dtype
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"  # of products; auto: bfloat16 where it is multiplied
     seed: int = 42
     log_every: int = 10  # steps
     eval_every: int = 200  # steps; 0 switches validation off

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong, here is how to mend it"."""
+"""What people are told: the exception "the input is wrong, here is how to mend it", and the warning "this is slow"."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class Diverged(InputError):
     """A training run whose loss exploded more often than it may go back."""
+
+
+class Slow(RuntimeWarning):
+    """Something was asked for that works, but far slower than another way, which the message names."""

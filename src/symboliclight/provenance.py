@@ -36,6 +36,7 @@ def machine() -> dict[str, Any]:
         "processor": processor.name(),
         "instructions": [f for f in wanted if f in flags],
         **({"caps": caps} if (caps := processor.caps()) else {}),
+        **(processor.precision_facts() if "torch" in sys.modules else {}),
         "cores": os.cpu_count(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         **_accelerators(),

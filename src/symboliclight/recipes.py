@@ -1,14 +1,17 @@
 """The demo: from the embedded corpus to a trained, measured and explained pair of models in a few minutes."""
 
 import json
+import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from symboliclight import plots
 from symboliclight.atomic import write_atomic
+from symboliclight.budget import FEWEST, Budget, agreed, schedule
 from symboliclight.config import DataConfig, RunConfig, TrainConfig, preset
 from symboliclight.data.corpus import Corpus, CorpusOptions, build_corpus, demo_sources
 from symboliclight.data.sample import balanced_sample
@@ -29,7 +32,9 @@ SENTENCES = {"English": "en_fiction", "Chinese": "zh_fiction"}  # language -> do
 PROMPTS = {"English": "The captain looked at the sea and", "Chinese": "却说曹操"}
 HOW = Sampling(temperature=0.7, top_k=50)
 SAMPLE_TOKENS = 100
-EVAL_TOKENS = 24_576  # held-out tokens a domain
+BATCH = 16  # sequences a step
+USED = 0.85  # of the minutes are planned: machines slow down
+FINISH_SECONDS = 5.0  # for pictures and samples
 
 Stage = Callable[[str], AbstractContextManager[Any]]  # announces a stage and shows that it runs
 
@@ -38,23 +43,32 @@ Stage = Callable[[str], AbstractContextManager[Any]]  # announces a stage and sh
 class Demo:
     """Options of the demo. Each rate is the best of 1.5e-3, 3e-3, 6e-3 and 1.2e-2 for its model at 0.8M tokens."""
 
-    tokens: int = 4_800_000
+    tokens: int | None = None  # that each model reads; None: what fits into `minutes`
+    minutes: float = 8.0  # for everything
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
     seed: int = 42
     rates: tuple[float, float] = (6e-3, 3e-3)  # of the two models
 
 
-def demo(out: Path, options: Demo, stage: Stage) -> dict[str, Any]:
-    """Run or continue the demo in folder `out`; returns what is also written as out/result.json."""
+def demo(out: Path, options: Demo, stage: Stage, started: float | None = None) -> dict[str, Any]:
+    """Run or continue the demo in folder `out`; returns what is also written as out/result.json.
+
+    `started`: when its minutes began, by time.perf_counter; None: now.
+    """
+    started = time.perf_counter() if started is None else started
     corpus, shards = prepare(out, stage)
+    budget = agree(out, options, shards, started, stage)
     tokenizer, runs, models = shards.tokenizer(), [], {}
+    length = preset("tiny").max_seq_len
+    held_out = schedule(budget.tokens // (BATCH * length), BATCH * length).evaluated
     for (label, name), lr in zip(PAIR.items(), options.rates, strict=True):
         directory = out / name
-        result = train(run_config(name, shards, options, lr), directory, progress=True)
+        result = train(run_config(name, shards, options, lr, budget.tokens), directory, progress=True)
         if result.interrupted:
             raise KeyboardInterrupt
         model, _ = load(directory)
         with stage(f"evaluating {label} on held-out text"):
-            figures = evaluate(model, tokenizer, shards, "validation", EVAL_TOKENS, preset(name).max_seq_len)
+            figures = evaluate(model, tokenizer, shards, "validation", held_out, preset(name).max_seq_len)
         models[label] = model
         runs.append({"label": label, "preset": name, "parameters": figures["parameters"], "lr": lr,
                      "tokens": result.tokens, "tokens_per_second": result.tokens_per_second, "seconds": result.seconds,
@@ -65,8 +79,10 @@ def demo(out: Path, options: Demo, stage: Stage) -> dict[str, Any]:
         samples = [s for label, model in models.items() for s in write_samples(label, model, tokenizer, options.seed)]
     result_json = {
         "title": "SymbolicLight demo: a spiking language model beside GPT-2",
-        "lead": f"Two models of the same size, trained on the same {options.tokens:,} tokens of English, Chinese, "
-                "mathematics and code, in the same order, then measured on text that neither has read.",
+        "lead": f"Two models of the same size, trained on the same {runs[0]['tokens']:,} tokens of English, Chinese, "
+                "mathematics and code, in the same order, then measured on text that neither has read. "
+                + budget.reason(),
+        "budget": asdict(budget), "seconds": round(time.perf_counter() - started, 1),
         "seed": options.seed, "data_hash": shards.data_hash, "runs": runs, "samples": samples,
     }
     write_result(out / "result.json", result_json)
@@ -79,6 +95,14 @@ def demo(out: Path, options: Demo, stage: Stage) -> dict[str, Any]:
         **result_json, "commit": commit(), "machine": machine(), "rasters": pictures, "loss_svg": drawn["losses"],
         "sparsity_svg": drawn["sparsity"]})
     return result_json
+
+
+def agree(out: Path, options: Demo, shards: Shards, started: float, stage: Stage) -> Budget:
+    """The token budget of both models: the one in `out`, or a new one."""
+    runs = {name: run_config(name, shards, options, lr) for name, lr in zip(PAIR.values(), options.rates, strict=True)}
+    deadline = started + USED * 60 * options.minutes - FINISH_SECONDS
+    with stage("measuring how fast this machine trains both models"):
+        return agreed(out, options.tokens, options.minutes, deadline, runs, shards)
 
 
 def prepare(out: Path, stage: Stage) -> tuple[Corpus, Shards]:
@@ -106,11 +130,15 @@ def _existing(read: Callable[[Path], Any], path: Path) -> Any:
         return None
 
 
-def run_config(name: str, shards: Shards, options: Demo, lr: float) -> RunConfig:
-    """The training run of one of the two models."""
+def run_config(name: str, shards: Shards, options: Demo, lr: float, tokens: int = FEWEST) -> RunConfig:
+    """The training run of one of the two models; warm-up, log and validations follow its budget."""
     model = replace(preset(name), vocab_size=shards.vocab_size)
-    recipe = TrainConfig(tokens=options.tokens, batch_size=16, lr=lr, min_lr=lr / 20, warmup_steps=40,
-                         seed=options.seed, log_every=5, eval_every=100, eval_tokens=8192, save_every=100, keep=1)
+    steps = tokens // (BATCH * model.max_seq_len)
+    plan = schedule(steps, BATCH * model.max_seq_len)
+    every = math.ceil(steps / plan.validations)
+    recipe = TrainConfig(tokens=tokens, batch_size=BATCH, lr=lr, min_lr=lr / 20, warmup_steps=min(40, steps // 8),
+                         precision=options.precision, seed=options.seed, log_every=math.ceil(steps / 200),
+                         eval_every=every, eval_tokens=plan.validated, save_every=min(every, 50), keep=1)
     return RunConfig(model, DataConfig(str(shards.path), {}, model.max_seq_len), recipe)
 
 

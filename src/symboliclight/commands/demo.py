@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,13 +21,20 @@ SHIPPED_TOKENS = 60  # of each text by the model that comes with the package
 def add(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("demo", help="train a tiny bilingual spiking model beside GPT-2 and write a report")
     p.add_argument("--out", type=Path, default=Path("demo"), help="folder; an interrupted demo goes on (default: demo)")
-    p.add_argument("--tokens", type=int, help="training tokens of each model (default: sized for about four minutes)")
+    size = p.add_mutually_exclusive_group()
+    size.add_argument("--minutes", type=float, default=8.0, metavar="M",
+                      help="time for everything: both models are tried for seconds, and their training tokens are what "
+                           "fits into it on this machine (default: 8)")
+    size.add_argument("--tokens", type=int, metavar="N", help="training tokens of each model, instead of --minutes")
+    p.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
+                   help="of products in training; auto: bfloat16 where the processor multiplies it (default: auto)")
     p.add_argument("--seed", type=int, default=42, help="seed of weights, data order and samples (default: 42)")
     p.add_argument("--json", action="store_true", help="print result.json instead of the table")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
+    started = time.perf_counter()
     try:
         from symboliclight.recipes import Demo, demo
     except ImportError as error:
@@ -34,9 +42,11 @@ def run(args: argparse.Namespace) -> None:
                          "pip install 'symboliclight[train]'") from error
     if args.tokens is not None and args.tokens < 100_000:
         raise InputError(f"--tokens must be at least 100000 for curves that mean something, got {args.tokens}")
+    if not 0 < args.minutes < math.inf:
+        raise InputError(f"--minutes must be a positive number, got {args.minutes:g}")
     err = Console(stderr=True)
     _show_shipped(err)
-    options = Demo(seed=args.seed) if args.tokens is None else Demo(tokens=args.tokens, seed=args.seed)
+    options = Demo(args.tokens, args.minutes, args.precision, args.seed)
 
     @contextmanager
     def stage(text: str) -> Iterator[None]:
@@ -45,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             yield
         err.print(f"[dim]{text}: {time.perf_counter() - start:.0f} s[/]")
 
-    result = demo(args.out, options, stage)
+    result = demo(args.out, options, stage, started)
     print(json.dumps(result, ensure_ascii=False, indent=1)) if args.json else _show(result, args.out)
 
 
@@ -66,7 +76,9 @@ def _show_shipped(console: Console) -> None:
 def _show(result: dict[str, Any], out: Path) -> None:
     from symboliclight.report import comparison_rows
 
-    table = Table(title=f"{result['runs'][0]['tokens']:,} tokens each, held-out text")
+    seconds, budget = result["seconds"], result["budget"]
+    asked = f" of {budget['minutes']:g}" if budget["minutes"] else ""
+    table = Table(title=f"{result['runs'][0]['tokens']:,} tokens each, held-out text; {seconds / 60:.1f}{asked} min")
     head, rows = comparison_rows(result["runs"])
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left")

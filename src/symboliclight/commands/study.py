@@ -44,6 +44,9 @@ def add(commands: Any) -> None:
     data.add_argument("--corpus", metavar="FOLDER",
                       help="texts: a file or a subfolder for each domain; read once, into WORK/data")
     data.add_argument("--data", metavar="SHARDS", help="token shards that are ready, instead of --corpus")
+    run.add_argument("--precision", choices=("auto", "bfloat16", "float32"),
+                     help="of products, instead of what the study says; decides for a run that was begun in bfloat16 "
+                          "where the processor does not multiply it")
     report.add_argument("--out", required=True, metavar="DIR",
                         help="folder for report.md, report.html, report.json and the figures")
     run.set_defaults(run=_run)
@@ -83,7 +86,8 @@ def _run(args: argparse.Namespace) -> int:
     shards = Shards.open(args.data) if args.data else prepare(
         study, folder / "data", Path(args.corpus) if args.corpus else None, stage)
     results = Results(args.results, data_hash(shards), study.split)
-    outcome = work(study, chosen, shards, folder, results, lambda run, body: console.print(_line(run, body)))
+    outcome = work(study, chosen, shards, folder, results, lambda run, body: console.print(_line(run, body)),
+                   args.precision)
     if args.json:
         print_json({"done": outcome.done, "present": outcome.present, "locked": outcome.locked,
                     "interrupted": outcome.interrupted})

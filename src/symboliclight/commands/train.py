@@ -30,7 +30,8 @@ _SHORT: dict[str, tuple[str, type, str]] = {  # option -> field, type, help
     "lr": ("train.lr", float, f"peak learning rate (default: {_D.lr})"),
     "warmup-steps": ("train.warmup_steps", int,
                      f"steps of linear warm-up (default: {_D.warmup_steps}, at most a tenth of the run)"),
-    "precision": ("train.precision", str, f"autocast: bfloat16 or float32 (default: {_D.precision})"),
+    "precision": ("train.precision", str, "of products: bfloat16, float32, or auto, which is bfloat16 where the "
+                  "processor multiplies it and what a resumed run began in (default: auto)"),
     "eval-every": ("train.eval_every", int, f"steps between validations, 0: never (default: {_D.eval_every})"),
     "save-every": ("train.save_every", int, f"steps between checkpoints (default: {_D.save_every})"),
     "seed": ("train.seed", int, f"of weights, data order and dropout (default: {_D.seed})"),

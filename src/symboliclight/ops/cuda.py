@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from symboliclight.errors import Slow
 from symboliclight.ops import decay, lif, native, rope, spike
 
 HALF_TOO = (torch.float32, torch.bfloat16)
@@ -37,7 +38,7 @@ def _triton() -> SimpleNamespace | str:
         from symboliclight.ops import triton_kernels, triton_pointwise, triton_window
     except ImportError as error:
         warnings.warn(f"symboliclight has no Triton kernels ({error}): slow on a GPU; pip install triton",
-                      RuntimeWarning, stacklevel=2)
+                      Slow, stacklevel=2)
         return str(error)
     return SimpleNamespace(**vars(triton_pointwise) | vars(triton_kernels) | vars(triton_window))
 

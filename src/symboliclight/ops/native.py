@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from symboliclight.errors import Slow
 from symboliclight.ops import decay, lif
 from symboliclight.ops import dropout as dropping
 from symboliclight.ops import rope as rotary
@@ -27,7 +28,7 @@ except ImportError as error:  # a broken build is told apart from a missing one 
     _missing = str(error)
     warnings.warn(
         f"symboliclight has no native kernels ({error}): training on CPU will be slow; "
-        "install a C++ compiler and reinstall symboliclight", RuntimeWarning, stacklevel=2)
+        "install a C++ compiler and reinstall symboliclight", Slow, stacklevel=2)
 else:
     _native.set_dtypes(torch.float32, torch.bfloat16, torch.int64, torch.bool)
 

@@ -27,14 +27,16 @@ START_TOKENS = 2048  # a domain, for sparsity at initialisation and for operatio
 RATE_POINTS = 10  # lines of the learning curve that keep the firing rates
 
 
-def measure(run: Run, shards: Shards, directory: Path, split: str) -> dict[str, Any]:
+def measure(run: Run, shards: Shards, directory: Path, split: str, precision: str) -> dict[str, Any]:
     """Evaluate the last checkpoint of the run in `directory` on `split`, and its model as it was initialised.
+
+    `precision` is what it was trained in.
 
     The entry is called test whatever the split, which stands in it.
     """
     tokenizer, length = shards.tokenizer(), run.config.data.seq_len
     model, _ = load(directory)
-    with autocast(torch.device("cpu"), run.config.train):
+    with autocast(torch.device("cpu"), precision):
         trained = evaluate(model, tokenizer, shards, split, TEST_TOKENS, length)
         torch.manual_seed(run.seed)  # as training does
         fresh = build(run.config.model).eval()

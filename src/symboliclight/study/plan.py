@@ -92,8 +92,14 @@ class Study:
 
 
 def identity(config: RunConfig, data_hash: str) -> str:
-    """Of the fields that differ from their defaults, so that a field added later changes no old identity."""
-    body = json.dumps([_changed(without_place(config)), data_hash], sort_keys=True)
+    """Of the fields that differ from their defaults, so that a field added later changes no old identity.
+
+    bfloat16 was the default before "auto" was: a run is the same one wherever it may be chosen.
+    """
+    config = without_place(config)
+    if config.train.precision == "bfloat16":
+        config = replace(config, train=replace(config.train, precision="auto"))
+    body = json.dumps([_changed(config), data_hash], sort_keys=True)
     return hashlib.sha256(body.encode()).hexdigest()[:12]
 
 

@@ -6,6 +6,7 @@ it is, and what is missing is listed.
 
 import html
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,16 @@ def _protocol(e: Evidence) -> str:
         "of the same seed before its first step. Intervals are Student's t at 95%: paired over seeds, paired over "
         "domains (each the mean over seeds), or, where they decide a verdict, over seeds with the spread pooled over "
         "all runs of the same budget and seeds. A verdict is undecided where its interval holds 0. No correction is "
-        f"made for the number of comparisons. Code: commit {', '.join(commits(e))}. Machines: "
+        f"made for the number of comparisons. {_precisions(e)}Code: commit {', '.join(commits(e))}. Machines: "
         f"{', '.join(machines)}. Data: {e.found[0][1]['data_hash'][:12]}.")
+
+
+def _precisions(e: Evidence) -> str:
+    """A sentence where not all runs computed in the same precision."""
+    counts = Counter(body.get("training", {}).get("precision", body["config"]["train"]["precision"])
+                     for _, body in e.found)
+    shares = ", ".join(f"{number} in {name}" for name, number in sorted(counts.items()))
+    return f"The runs did not compute in one precision ({shares}): a difference may hold that too. " * (len(counts) > 1)
 
 
 # Two forms.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -40,6 +40,7 @@ from symboliclight.train.folder import RUN
 
 TOKENIZER_BYTES = 50_000_000  # of the training split, as `symboliclight tokenizer train` takes
 
+Wanted = Literal["auto", "bfloat16", "float32"]  # a precision
 Stage = Callable[[str], AbstractContextManager[Any]]  # announces a stage and shows that it runs
 
 
@@ -87,8 +88,11 @@ def data_hash(shards: Shards) -> str:
 
 
 def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, results: Results,
-         on_run: Callable[[Run, dict[str, Any]], None] = lambda run, body: None) -> Outcome:
+         on_run: Callable[[Run, dict[str, Any]], None] = lambda run, body: None,
+         precision: Wanted | None = None) -> Outcome:
     """Run what is missing of `chosen`, in order; `on_run` is told each finished run and its result.
+
+    `precision` is computed in instead of what a run says; it is the same run all the same.
 
     A result that lacks the texts it should have gets them, if its final weights are in this folder.
 
@@ -113,7 +117,7 @@ def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, resu
             if not mine or (old is not None and not _silent(run, old, directory)):
                 (outcome.present if mine else outcome.locked).append(run.name)
                 continue
-            body = old or _perform(run, shards, directory, where, study.split)
+            body = old or _perform(run, shards, directory, where, study.split, precision)
             if body is None:
                 outcome.interrupted = run.name
                 return outcome
@@ -132,9 +136,12 @@ def _silent(run: Run, body: dict[str, Any], directory: Path) -> bool:
     return run.generate and "generation" not in body and "diverged" not in body and finished(directory)
 
 
-def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any], split: str) -> dict[str, Any] | None:
+def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any], split: str,
+             precision: Wanted | None = None) -> dict[str, Any] | None:
     """Train and measure one run; None if a signal stopped it."""
-    config = replace(run.config, data=replace(run.config.data, directory=str(shards.path)))
+    recipe = run.config.train
+    config = replace(run.config, data=replace(run.config.data, directory=str(shards.path)),
+                     train=replace(recipe, precision=precision or recipe.precision))
     body = {"label": run.label, "group": run.group, "seed": run.seed, "tokens": run.tokens, **where,
             "data_hash": data_hash(shards), "corpus_hash": shards.data_hash, "tokenizer_hash": shards.tokenizer_hash,
             "config": describe(run.config), "threads": torch.get_num_threads()}
@@ -147,11 +154,11 @@ def _perform(run: Run, shards: Shards, directory: Path, where: dict[str, Any], s
                 "curve": curves(directory)}
     facts = load_json(directory / RUN)
     start = time.perf_counter()
-    measured = measure(run, shards, directory, split)
+    measured = measure(run, shards, directory, split, facts["precision"])
     result = facts["result"]
     training = {"steps": result["steps"], "tokens": result["tokens"], "rollbacks": result["rollbacks"],
                 "seconds": round(result["seconds"], 1), "tokens_per_second": round(result["tokens_per_second"], 1),
-                "threads": facts["threads"], "device": facts["device"],
+                "precision": facts["precision"], "threads": facts["threads"], "device": facts["device"],
                 "measuring_seconds": round(time.perf_counter() - start, 1)}
     return {**body, "parameters": facts["parameters"], "training": training, "curve": curves(directory), **measured}
 

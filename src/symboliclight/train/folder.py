@@ -17,10 +17,11 @@ from typing import Any
 from symboliclight import provenance
 from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import LAST
-from symboliclight.config import RunConfig, load_run, to_dict
+from symboliclight.config import RunConfig, load_json, load_run, to_dict
 from symboliclight.errors import InputError
 
 RUN, BEST = "run.json", "best"
+_FREE = ("data.directory", "train.precision")  # fields that may change when a run is resumed
 
 
 @dataclass
@@ -62,10 +63,18 @@ def known(directory: Path, run: RunConfig, resume: bool) -> bool:
     return False
 
 
+def stored_precision(directory: Path) -> str | None:
+    """What the run in `directory` computes in; None if there is none."""
+    if not (directory / RUN).exists():
+        return None
+    body = load_json(directory / RUN)
+    return body.get("precision") or load_run(directory / RUN).train.precision
+
+
 def _check_same(directory: Path, run: RunConfig) -> None:
-    """The place of the data may change; its content is checked against the data cursor."""
+    """The place of the data may change, whose content is checked against the data cursor, and the precision."""
     old, new = _flat(to_dict(load_run(directory / RUN))), _flat(to_dict(run))
-    names = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name != "data.directory"]
+    names = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name not in _FREE]
     if names:
         shown = ", ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in names[:3])
         more = f", and {len(names) - 3} more" if names[3:] else ""

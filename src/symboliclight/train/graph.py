@@ -64,7 +64,7 @@ class GraphedStep:
     def _pass(self) -> Tensor:
         """Gradients, clipped, and a tensor of the loss (nats a token) and the gradient norm before clipping."""
         tokens, targets = self._batch
-        with autocast(self._device, self._config):
+        with autocast(self._device, self._config.precision):
             loss, plain = losses(self._model, tokens, targets, self._config)
         loss.backward()
         return torch.stack([plain, nn.utils.clip_grad_norm_(self._parameters, self._config.clip)])

@@ -11,7 +11,7 @@ checkpoint with half the learning rate. The data does not go back: the batches t
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from symboliclight.errors import Diverged, InputError
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
 from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
+from symboliclight.processor import Precision
 from symboliclight.train import folder
 from symboliclight.train.folder import Progress
 from symboliclight.train.graph import GraphedStep, graphs
 from symboliclight.train.log import Log, progress_bar
+from symboliclight.train.precision import agreed_precision
 from symboliclight.train.runtime import (
     choose_device,
     deterministic,
@@ -68,13 +70,14 @@ def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device:
 
     SIGINT and SIGTERM end the current step, save and return. `device` is auto, cpu, cuda or cuda:N; `progress` shows
     a bar on stderr. Raises `InputError` if the folder holds another run (or any, with `resume` false), the data does
-    not fit the configuration, the disk is full, or the loss diverges more than `train.max_rollbacks` times.
+    not fit the configuration, the disk is full, the loss diverges more than `train.max_rollbacks` times, or the run was
+    begun in bfloat16, this device emulates that and `train.precision` is "auto".
     """
     directory = Path(directory)
     keep_freed_memory()
     with (deterministic(), stop_on_signal() as stop, joined(choose_device(device)) as (group, own),
           progress_bar(progress and group.leads) as bar):
-        trainer = _Trainer(run, directory, own, tensorboard, group)
+        trainer = _Trainer(run, directory, own, tensorboard, group, agreed_precision(run, directory, own, group))
         trainer.open(resume)
         task = bar.add_task("", total=trainer.total, completed=trainer.progress.step, figures="")
         try:
@@ -90,8 +93,11 @@ def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device:
 class _Trainer:
     """Everything that lives during a run."""
 
-    def __init__(self, run: RunConfig, directory: Path, device: torch.device, tensorboard: bool, group: Group) -> None:
-        self.run, self.directory, self.device, self.group = run, directory, device, group
+    def __init__(self, run: RunConfig, directory: Path, device: torch.device, tensorboard: bool, group: Group,
+                 precision: Precision) -> None:
+        self.wanted, self.precision = run, precision
+        self.run = replace(run, train=replace(run.train, precision=precision))
+        self.directory, self.device, self.group = directory, device, group
         self.shards = Shards.open(run.data.directory)
         self.batches = self._batches(None)
         _check(run, self.shards, group)
@@ -113,8 +119,9 @@ class _Trainer:
 
     def open(self, resume: bool) -> None:
         """Begin a new folder, or go on in an old one."""
-        if self.group.leads and not folder.known(self.directory, self.run, resume):
-            folder.write_run(self.directory, self.run, self.facts())
+        if self.group.leads and (not folder.known(self.directory, self.wanted, resume)
+                                 or folder.stored_precision(self.directory) != self.precision):
+            folder.write_run(self.directory, self.wanted, self.facts())
         if self.group.any(self.group.leads and (self.directory / checkpoint.LAST).exists()):
             self._restore(self.directory / checkpoint.LAST)
             self.log.rewind(self.progress.step, self.progress.rollbacks)
@@ -169,13 +176,14 @@ class _Trainer:
         if self.saved != self.progress.step:
             self._save()
         if self.progress.step == self.total and self.group.leads:
-            folder.write_run(self.directory, self.run, {**self.facts(), "result": asdict(self.result())})
+            folder.write_run(self.directory, self.wanted, {**self.facts(), "result": asdict(self.result())})
 
     def facts(self) -> dict[str, Any]:
         """What the run was made with, beside its configuration."""
         return {"data_hash": self.shards.data_hash, "tokenizer_hash": self.shards.tokenizer_hash,
                 "parameters": sum(p.numel() for p in self.model.parameters()), "total_steps": self.total,
-                "device": str(self.device), "threads": torch.get_num_threads(), "processes": self.group.size}
+                "precision": self.precision, "device": str(self.device), "threads": torch.get_num_threads(),
+                "processes": self.group.size}
 
     def result(self) -> Result:
         p = self.progress
@@ -233,7 +241,7 @@ class _Trainer:
 
     def _write(self, best: bool) -> None:
         path = folder.checkpoint_path(self.directory, self.progress.step)
-        state = {"run": to_dict(self.run), "progress": asdict(self.progress), "cursor": self.batches.cursor,
+        state = {"run": to_dict(self.wanted), "progress": asdict(self.progress), "cursor": self.batches.cursor,
                  "random": random_state(self.device)}
         checkpoint.save(path, self.run.model, self.model.state_dict(), self.tokenizer,
                         checkpoint.Training(state, state_tensors(self.optimizer, self.model)))

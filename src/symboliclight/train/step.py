@@ -20,6 +20,7 @@ from symboliclight.config import TrainConfig
 from symboliclight.distributed import ALONE, Group
 from symboliclight.model.sites import differentiable_rates
 from symboliclight.ops import linear_cross_entropy
+from symboliclight.processor import training_precision
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens and targets, each (B, T) int64; a target below 0 is ignored
 
@@ -33,9 +34,10 @@ class StepResult:
     applied: bool  # False: the loss or a gradient was not finite or the loss above the limit; weights are as before
 
 
-def autocast(device: torch.device, config: TrainConfig) -> AbstractContextManager[None]:
-    """Mixed precision as configured; weights and sums stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Products in `precision` (`train.precision`); weights and sums stay float32."""
+    chosen = training_precision(precision, str(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16")
 
 
 def losses(model: nn.Module, tokens: Tensor, targets: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[B
         (tokens, targets), share = batches[i], kept[i] / max(sum(kept), 1)
         if group.size > 1:
             torch.manual_seed(seed * len(batches) + i)
-        with autocast(device, config):
+        with autocast(device, config.precision):
             loss, plain = losses(model, _on(device, tokens), _on(device, targets), config)
         (loss * share).backward()
         total += plain * share

@@ -31,7 +31,7 @@ def validate(model: nn.Module, shards: Shards, tokenizer: Tokenizer, run: RunCon
         total = sums.setdefault(domain, [0.0, 0, 0])
         windows = eval_windows(shards, SPLIT, domain, run.data.seq_len, run.train.eval_tokens, run.train.batch_size)
         for tokens, targets in windows:
-            with autocast(device, run.train):
+            with autocast(device, run.train.precision):
                 nll = token_nll(model, tokens, targets)
             total[0] += float(nll.sum(dtype="float64"))
             total[1] += targets.size

@@ -18,8 +18,8 @@ from symboliclight import __version__
 
 PUBLIC = {"SymbolicLightConfig", "SymbolicLightForCausalLM"}
 MODULES = (  # definitions before their use
-    "errors", "config", "ops.spike", "ops.lif", "ops.decay", "ops.gated", "ops.conv", "ops.rope", "ops.window",
-    "ops.dropout",
+    "errors", "config", "processor",
+    "ops.spike", "ops.lif", "ops.decay", "ops.gated", "ops.conv", "ops.rope", "ops.window", "ops.dropout",
     "model.state", "model.encoder", "model.mixer", "model.ffn", "model.head", "model.lm",
     "interop.transformers.configuration", "interop.transformers.cache", "interop.transformers.modeling",
 )

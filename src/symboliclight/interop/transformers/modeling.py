@@ -15,6 +15,7 @@ from symboliclight.model.ffn import FeedForward
 from symboliclight.model.head import Head
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.mixer import Mixer
+from symboliclight.processor import warn_if_emulated
 
 
 class CheckpointedMixer(GradientCheckpointingLayer, Mixer):
@@ -57,6 +58,7 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
         """
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("SymbolicLight reads input_ids, not inputs_embeds")
+        _warn_if_slow(self.encoder.embedding.weight)
         if past_key_values is not None and not isinstance(past_key_values, SymbolicLightCache):
             raise ValueError(f"past_key_values must be a SymbolicLightCache, got {type(past_key_values).__name__}")
         state = None if past_key_values is None else past_key_values.state
@@ -123,6 +125,15 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
             init.constant_(module.prior_weight, config.prior_weight)
             if config.prior == "static":
                 init.zeros_(module.log_prior)
+
+
+def _warn_if_slow(weight: Tensor) -> None:
+    """Once, if `weight` or autocast asks a CPU for products in bfloat16 that it emulates."""
+    device = weight.device.type
+    if device == "cpu" and not torch.compiler.is_compiling():
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        if dtype == torch.bfloat16:
+            warn_if_emulated()
 
 
 def left_padding(mask: Tensor) -> Tensor:
