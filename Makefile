@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test lint bench sanitize fuzz arm64 docs clean
+.PHONY: help demo test test-avx2 test-avx2-short lint bench sanitize fuzz arm64 docs clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
 	@echo "make test   install and run the tests"
+	@echo "make test-avx2  the same, and a demo of one minute, as on a processor that has AVX2 alone"
 	@echo "make lint   install and run ruff and mypy"
 	@echo "make bench  install and run the benchmarks into results/"
 	@echo "make docs   fill the tables of README.md and docs/ from results/"
@@ -32,8 +33,22 @@ $(VENV)/train $(VENV)/all: $(SOURCES)
 demo: $(VENV)/train
 	$(BIN)/symboliclight demo --out demo
 
+# Several tests at a time, each on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist worksteal
 test: $(VENV)/all
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST)
+
+# A processor that has AVX2 alone, whatever this one has: native code, oneDNN and torch are held there.
+AVX2 := SYMBOLICLIGHT_MAX_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+test-avx2: $(VENV)/all
+	$(AVX2) $(PYTEST)
+	rm -rf build/demo-avx2
+	$(AVX2) $(BIN)/symboliclight demo --minutes 1 --out build/demo-avx2
+
+# The short form: training steps, the demo on a budget of four steps, golden cases of model and runtime.
+SHORT := tests/test_golden.py tests/test_train.py tests/test_train_precision.py tests/test_recipes.py tests/engine/test_exact.py
+test-avx2-short: $(VENV)/all
+	$(AVX2) $(PYTEST) $(SHORT)
 
 lint: $(VENV)/all
 	$(BIN)/ruff check src tests tools

@@ -1,6 +1,12 @@
-"""Small real things that several tests share; nothing here takes more than a second."""
+"""Small real things that several tests share; nothing here takes more than a second.
+
+And what holds for all tests: a fixture may take a third of the time limit, and no session ends without naming a test.
+"""
 
 import json
+import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,6 +17,30 @@ TEXT = [
     "春天的风吹过江南的小镇，桥下的水慢慢地流着。孩子们在河边唱歌，老人坐在树下看着远处的山。",
     "def add(a, b):\n\treturn a + b  # 2 + 2 = 4\n",
 ]
+
+
+SHARE = 1 / 3  # of the time limit of a test that a fixture may take: the test that comes first pays for it
+_running = "before the first test"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest) -> Iterator[object]:
+    start = time.perf_counter()
+    value = yield
+    seconds, limit = time.perf_counter() - start, SHARE * float(request.config.getini("timeout") or "inf")
+    if seconds > limit:
+        pytest.fail(f"fixture {fixturedef.argname} took {seconds:.0f} s, more than the {limit:.0f} s that one may: "
+                    "give it fewer tokens or a smaller size")
+    return value
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    global _running
+    _running = nodeid
+
+
+def pytest_internalerror() -> None:
+    sys.stderr.write(f"\nthe session ends within {_running}\n")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What the processor can do, and caps on it."""
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -75,13 +74,38 @@ def test_bfloat16_that_is_emulated_is_obeyed_with_one_warning_that_names_the_fac
         assert processor.training_precision("bfloat16") == "bfloat16"
 
 
-def test_the_probe_tells_emulation_apart_and_takes_milliseconds():
-    code = ("import time, torch; from symboliclight import processor; start = time.perf_counter();"
-            "speed = processor.bfloat16_speed(); print(time.perf_counter() - start, speed)")
-    capped = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=capped)
-    seconds, speed = map(float, done.stdout.split())
-    assert seconds < 1 and speed < (processor.EMULATED if "x86_64" in platform.machine() else math.inf)
+def probed(cap):
+    """What the probe found and what auto chooses, in a process where oneDNN is held there."""
+    code = ("from symboliclight import processor;"
+            "print(processor.bfloat16_speed(), processor.training_precision('auto'))")
+    env = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": cap} if cap else {})}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    speed, chosen = done.stdout.split()
+    return float(speed), chosen
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a cap of x86-64")
+def test_the_probe_tells_emulation_apart():
+    speed, chosen = probed("AVX2")
+    assert speed < processor.EMULATED and chosen == "float32"
+
+
+def test_a_cap_that_onednn_does_not_know_changes_nothing(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert probed("quark")[1] == probed(None)[1]
+
+
+def test_what_auto_chooses_stands_in_info_and_in_results(tmp_path, capsys):
+    from symboliclight import cli
+    from symboliclight.provenance import write_result
+
+    assert cli.main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    write_result(tmp_path / "result.json", {})
+    stored = json.loads((tmp_path / "result.json").read_text())["machine"]
+    facts = processor.precision_facts()
+    assert facts["precision"] in ("bfloat16", "float32") and facts["bfloat16_speed"] > 0
+    assert facts.items() <= told.items() and facts.items() <= stored.items()
 
 
 def test_caps_are_told_in_results(monkeypatch):

@@ -49,6 +49,8 @@ def table(path: str, view: str | None) -> str:
         head, rows = hardware_tables.TABLES[view](result)
     elif view and ("texts" in result or "readers" in result):
         head, rows = nir_tables.TABLES[view](result)
+    elif view == "times":
+        head, rows = times(ROOT / path)
     elif view == "runs":
         head, rows = runs(ROOT / path)
     elif view == "parts":
@@ -76,6 +78,18 @@ def runs(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         cells = ["" if x is None else f"{x:.2f}" if x >= asked else f"**{x:.2f}**" for x in of_runs]
         rows.append((name, f"{asked:g}", *cells))
     return ("what", "asked", *(run["commit"][:7] for run in found)), rows
+
+
+def times(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """What the demo took and trained on each kind of processor: `file` and its namesakes in folders beside it."""
+    rows = []
+    for found in (file, *sorted(file.parent.glob(f"*/{file.name}"))):
+        result = json.loads(found.read_text(encoding="utf-8"))
+        budget, where = result["budget"], result["machine"]
+        held = ", held to AVX2" if "SYMBOLICLIGHT_MAX_ISA" in where.get("caps", {}) else ""
+        rows.append((f"{where['processor']}, {where['cores']} cores{held}", budget["precision"],
+                     f"{result['seconds'] / 60:.1f} of {budget['minutes']:g} min", f"{budget['tokens']:,}"))
+    return ("processor", "products", "took", "tokens of each model"), rows
 
 
 def ours(name: str) -> str:

@@ -95,14 +95,22 @@ def bfloat16_instructions() -> list[str]:
 
 @cache
 def bfloat16_speed() -> float:
-    """How many times as fast as in float32 torch multiplies small matrices in bfloat16 on this CPU; measured once."""
+    """How many times as fast as in float32 torch multiplies small matrices in bfloat16 on this CPU; measured once.
+
+    On one thread: on a busy machine several wait for each other far longer than they compute.
+    """
     import torch
 
     def seconds(dtype: torch.dtype) -> float:
         a = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
         return _fastest(lambda: a @ a)
 
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return seconds(torch.float32) / seconds(torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fastest(run: Callable[[], object]) -> float:

@@ -1,12 +1,16 @@
 """SymbolicLight inside transformers: the same logits, `generate`, caches, training, and folders that load anywhere."""
 
+import contextlib
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 import symboliclight
+from symboliclight import processor
+from symboliclight.errors import Slow
 from symboliclight.sampling import Sampling, generate
 
 transformers = pytest.importorskip("transformers")
@@ -50,6 +54,25 @@ def test_logits_of_a_saved_and_loaded_model_are_ours_exactly(changes, small_conf
         assert torch.equal(loaded(tokens).logits, ours(tokens)[0])
         last = ours(tokens)[0][:, -3:]  # fewer rows in the head's product may round otherwise
         torch.testing.assert_close(loaded(tokens, logits_to_keep=3).logits, last, rtol=0, atol=1e-6 * last.abs().max())
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bfloat16_that_the_processor_emulates_is_warned_of_once(how, small_config, monkeypatch):
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda device="cpu": False)
+    monkeypatch.setattr(processor, "bfloat16_speed", lambda: 1 / 70)
+    processor.warn_if_emulated.cache_clear()
+    model = SymbolicLightForCausalLM(SymbolicLightConfig(**dataclasses.asdict(small_config))).eval()
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model(tokens)
+        assert not told
+        model = model.to(torch.bfloat16) if how == "weights" else model
+        for _ in range(2):
+            with contextlib.nullcontext() if how == "weights" else torch.autocast("cpu", torch.bfloat16):
+                model(tokens)
+    assert [w.category for w in told] == [Slow] and "70 times as long" in str(told[0].message)
+    processor.warn_if_emulated.cache_clear()
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: ",".join(c) or "default")

@@ -7,6 +7,7 @@ import symboliclight
 from symboliclight.commands.models import add_model
 from symboliclight.commands.output import print_json
 from symboliclight.config import to_dict
+from symboliclight.processor import precision_facts
 from symboliclight.provenance import machine
 from symboliclight.runner import load_weights
 
@@ -28,6 +29,7 @@ def _run(args: argparse.Namespace) -> None:
     except ImportError:
         found["ops"] = {"none": "PyTorch is not installed; pip install 'symboliclight[train]' to train or run models"}
     else:
+        found |= precision_facts()
         found["threads"] = torch.get_num_threads()
         found["accelerators"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["ops"] = {name: f"{form} ({why})" for name, (form, why) in forms().items()}
