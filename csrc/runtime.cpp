@@ -35,7 +35,8 @@ float kth_largest(float* values, int64_t n, int64_t k) {
 
 std::vector<const EngineIsa*> supported_engines() {
     std::vector<const EngineIsa*> found{&engine_portable};
-#if defined(__x86_64__)
+#if defined(SYMBOLICLIGHT_PORTABLE)  // built with this one alone
+#elif defined(__x86_64__)
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -46,6 +47,9 @@ std::vector<const EngineIsa*> supported_engines() {
     if (avx512) found.push_back(&engine_avx512);
     if (vnni) found.push_back(&engine_vnni);
     if (vnni && has_tiles()) found.push_back(&engine_amx);
+#elif defined(__aarch64__)
+    if (has_dotprod()) found.push_back(&engine_dotprod);
+    if (has_i8mm()) found.push_back(&engine_i8mm);
 #endif
     return capped(found);
 }

@@ -13,7 +13,8 @@ from typing import Any
 from symboliclight.errors import InputError
 
 MAX_ISA = "SYMBOLICLIGHT_MAX_ISA"
-ISAS = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx")  # from the plainest to the fastest, as csrc/isa.hpp
+# from the plainest to the fastest, those of Arm last, as csrc/isa.hpp
+ISAS = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx", "dotprod", "i8mm")
 
 
 def native_module(name: str) -> Any:
