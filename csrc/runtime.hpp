@@ -1,5 +1,5 @@
 // The runtime without Python: a model put together site by site, its sizes checked, and calls of the chosen instruction set.
-// engine_bind.cpp gives it arrays of Python.
+// engine_bind.cpp gives it arrays of Python, tests/engine/runtime_test.cpp those of a file.
 #pragma once
 
 #include <map>
