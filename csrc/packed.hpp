@@ -21,7 +21,13 @@ inline void by_rows(int64_t first, int64_t n, F f) {
 
 // sum[i] += the four weights of lane i times four activations (one a byte of `four`).
 inline vint dot4(vint sum, vint weights, int32_t four) {
-#if defined(__AVX512VNNI__)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    return (vint)vusdotq_s32((int32x4_t)sum, (uint8x16_t)weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+#elif defined(__ARM_FEATURE_DOTPROD)  // signed by signed: of weights - 128, and 128 times the activations on top
+    const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four)), top = vdupq_n_s8(-128);
+    const int32x4_t more = vdotq_s32(vdupq_n_s32(0), top, a);  // the same for all weights: computed once
+    return (vint)vsubq_s32(vdotq_s32((int32x4_t)sum, veorq_s8((int8x16_t)weights, top), a), more);
+#elif defined(__AVX512VNNI__)
     return (vint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(four));
 #elif defined(__AVX512F__)
     __m512i w = (__m512i)weights, a = _mm512_set1_epi32(four);
@@ -35,12 +41,6 @@ inline vint dot4(vint sum, vint weights, int32_t four) {
     __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
     __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
     return sum + (vint)_mm256_add_epi32(even, odd);
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
-    return (vint)vusdotq_s32((int32x4_t)sum, (uint8x16_t)weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
-#elif defined(__ARM_FEATURE_DOTPROD)  // signed by signed: of weights - 128, and 128 times the activations on top
-    const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four)), top = vdupq_n_s8(-128);
-    const int32x4_t more = vdotq_s32(vdupq_n_s32(0), top, a);  // the same for all weights: computed once
-    return (vint)vsubq_s32(vdotq_s32((int32x4_t)sum, veorq_s8((int8x16_t)weights, top), a), more);
 #else
     for (int byte = 0; byte < 4; ++byte) sum += (weights >> (8 * byte) & 255) * int32_t(int8_t(four >> (8 * byte)));
     return sum;
@@ -55,12 +55,12 @@ inline vint load_words(const uint8_t* p) {
 
 // The LEVELS that the bytes of `codes` number.
 inline vint levels(vint codes) {
-#if defined(__AVX512F__)
+#if defined(__aarch64__)
+    return (vint)vqtbl1q_u8(vld1q_u8(LEVELS), (uint8x16_t)codes);
+#elif defined(__AVX512F__)
     return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)codes);
 #elif defined(__AVX2__)
     return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)codes);
-#elif defined(__aarch64__)
-    return (vint)vqtbl1q_u8(vld1q_u8(LEVELS), (uint8x16_t)codes);
 #else
     uint8_t bytes[4 * W];
     std::memcpy(bytes, &codes, sizeof bytes);
