@@ -33,13 +33,7 @@ $compile-musl -static $build/portable.o $build/dotprod.o $build/i8mm.o csrc/runt
     -o $build/runtime_test
 
 PYTHONPATH=tests "$python" tests/engine/cases.py $build/cases
-run() {  # processor, the instruction sets that it must be found to have, cases
-    processor=$1
-    shift
-    printf '%s: ' "$processor"
-    qemu-aarch64 -cpu "$processor" $build/runtime_test "$@"
-}
-run cortex-a53 portable $build/cases/*
-run cortex-a76 portable,dotprod $build/cases/*
-run max portable,dotprod,i8mm $build/cases/*
-SYMBOLICLIGHT_MAX_ISA=dotprod run max portable,dotprod $build/cases/*int8
+# A processor, and the instruction sets that it must be found to have.
+printf '%s\n' "max portable,dotprod,i8mm" "cortex-a76 portable,dotprod" "cortex-a53 portable" |
+    xargs -P 2 -L 1 sh -c "found=\$(qemu-aarch64 -cpu \$0 $build/runtime_test \$1 $build/cases/*) && echo \"\$0: \$found\""
+SYMBOLICLIGHT_MAX_ISA=dotprod qemu-aarch64 -cpu max $build/runtime_test portable,dotprod $build/cases/*int8
