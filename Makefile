@@ -16,7 +16,7 @@ help:
 	@echo "make docs   fill the tables of README.md and docs/ from results/"
 	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
 	@echo "make fuzz   the same build under damaged model and state files, for ten minutes"
-	@echo "make arm64  compile the native code for arm64"
+	@echo "make arm64  compile the native code for arm64 and run the runtime there, under qemu-aarch64"
 	@echo "make clean  remove the virtual environment and build files"
 
 # $(VENV)/train holds what training needs, $(VENV)/all also what tests, lint and pages need. The spiking packages that

@@ -248,7 +248,7 @@ struct Pass : Head {
             embed(n);
             for (int64_t i = 0; i < m.K / 2; ++i) {
                 float angle = float(position(n)) * m.inverse[i], *turn = w.turn + n * m.K;
-                turn[i] = float(cos(angle)), turn[i + m.K / 2] = float(sin(angle));
+                turn[i] = float(cos(double(angle))), turn[i + m.K / 2] = float(sin(double(angle)));  // the same float from every C library
             }
         });
         if (N > 1) sync();

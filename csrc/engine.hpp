@@ -209,7 +209,7 @@ struct EngineIsa {
     void (*forward)(const Model&, const State&, const Call&, const Scratch* of_threads, Stats&, Pool&);
 };
 
-extern const EngineIsa engine_portable, engine_avx2, engine_avxvnni, engine_avx512, engine_vnni, engine_amx;
+extern const EngineIsa engine_portable, engine_avx2, engine_avxvnni, engine_avx512, engine_vnni, engine_amx, engine_dotprod, engine_i8mm;
 
 // The k-th largest of n values, which are reordered. Not in the sets' own source: it instantiates std templates.
 float kth_largest(float* values, int64_t n, int64_t k);

@@ -12,6 +12,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include "table.hpp"
 
@@ -50,11 +53,29 @@ inline bool has_avxvnni() {
 #endif
 }
 
+// Sums of products of 8-bit integers on Arm, signed by signed and unsigned by signed, as Linux tells of them.
+inline bool has_dotprod() {
+#if defined(__aarch64__) && defined(__linux__)
+    const unsigned long found = getauxval(AT_HWCAP);
+    return (found >> 20 & 1) && (found >> 8 & 1);  // ASIMDDP, and ATOMICS, which code for Armv8.2 takes for granted
+#else
+    return false;
+#endif
+}
+
+inline bool has_i8mm() {
+#if defined(__aarch64__) && defined(__linux__)
+    return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1);
+#else
+    return false;
+#endif
+}
+
 // Drops what comes after the named instruction set in the order of all names; `found` is a part of them in that order.
 // A name that is none of them, which Python refuses (processor.py), caps nothing.
 template <class T>
 inline std::vector<T> capped(std::vector<T> found) {
-    static const std::vector<std::string> order{"portable", "avx2", "avxvnni", "avx512", "vnni", "amx"};
+    static const std::vector<std::string> order{"portable", "avx2", "avxvnni", "avx512", "vnni", "amx", "dotprod", "i8mm"};
     auto place = [](const std::string& name) {
         size_t at = 0;
         while (at < order.size() && order[at] != name) ++at;

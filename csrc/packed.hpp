@@ -21,7 +21,13 @@ inline void by_rows(int64_t first, int64_t n, F f) {
 
 // sum[i] += the four weights of lane i times four activations (one a byte of `four`).
 inline vint dot4(vint sum, vint weights, int32_t four) {
-#if defined(__AVX512VNNI__)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    return (vint)vusdotq_s32((int32x4_t)sum, (uint8x16_t)weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+#elif defined(__ARM_FEATURE_DOTPROD)  // signed by signed: of weights - 128, and 128 times the activations on top
+    const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four)), top = vdupq_n_s8(-128);
+    const int32x4_t more = vdotq_s32(vdupq_n_s32(0), top, a);  // the same for all weights: computed once
+    return (vint)vsubq_s32(vdotq_s32((int32x4_t)sum, veorq_s8((int8x16_t)weights, top), a), more);
+#elif defined(__AVX512VNNI__)
     return (vint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(four));
 #elif defined(__AVX512F__)
     __m512i w = (__m512i)weights, a = _mm512_set1_epi32(four);
@@ -49,7 +55,9 @@ inline vint load_words(const uint8_t* p) {
 
 // The LEVELS that the bytes of `codes` number.
 inline vint levels(vint codes) {
-#if defined(__AVX512F__)
+#if defined(__aarch64__)
+    return (vint)vqtbl1q_u8(vld1q_u8(LEVELS), (uint8x16_t)codes);
+#elif defined(__AVX512F__)
     return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)codes);
 #elif defined(__AVX2__)
     return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)codes);

@@ -28,6 +28,8 @@ inline void transpose(vint* rows) {
 #elif defined(__AVX2__)
             const __m256i even = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b), odd = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
             low = (vint)_mm256_permute2x128_si256(even, odd, 0x20), high = (vint)_mm256_permute2x128_si256(even, odd, 0x31);
+#elif defined(__aarch64__)
+            low = (vint)vzip1q_s32((int32x4_t)a, (int32x4_t)b), high = (vint)vzip2q_s32((int32x4_t)a, (int32x4_t)b);
 #else
             for (int i = 0; i < W / 2; ++i) {
                 low[2 * i] = a[i], low[2 * i + 1] = b[i];

@@ -35,7 +35,7 @@ def test_an_unknown_cap_is_refused_in_one_line():
                           capture_output=True, text=True, env={**os.environ, processor.MAX_ISA: "sse9"})
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == ("symboliclight: error: SYMBOLICLIGHT_MAX_ISA is 'sse9'; set it to one of portable, avx2, "
-                           "avxvnni, avx512, vnni, amx, or unset it\n")
+                           "avxvnni, avx512, vnni, amx, dotprod, i8mm, or unset it\n")
 
 
 @pytest.fixture
