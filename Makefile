@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test lint bench sanitize fuzz arm64 docs clean
+.PHONY: help demo test quick lint wheel bench sanitize fuzz arm64 docs clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
 	@echo "make test   install and run the tests"
+	@echo "make quick  the tests that need no PyTorch, under another Python: make quick PYTHON=python3.12"
 	@echo "make lint   install and run ruff and mypy"
+	@echo "make wheel  build a wheel into dist/ (stable ABI from Python 3.12 on), audit it and use it in an empty environment"
 	@echo "make bench  install and run the benchmarks into results/"
 	@echo "make docs   fill the tables of README.md and docs/ from results/"
 	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
@@ -35,9 +37,15 @@ demo: $(VENV)/train
 test: $(VENV)/all
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
+quick:
+	tools/quick.sh $(PYTHON) $(WHEEL)
+
 lint: $(VENV)/all
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
+
+wheel:
+	$(PYTHON) tools/wheel.py
 
 bench: $(VENV)/all
 	$(BIN)/symboliclight bench all
@@ -58,4 +66,4 @@ docs: $(VENV)/all
 	$(BIN)/python tools/fill_docs.py
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist
