@@ -111,7 +111,7 @@ def environment(python: str, folder: Path) -> None:
 
 
 def pip(folder: Path, command: str, *arguments: str | Path) -> None:
-    subprocess.run([folder / "bin" / "python", "-m", "pip", command, "-q", "--disable-pip-version-check", "-c",
+    subprocess.run([folder / "bin" / "python", "-m", "pip", command, "-qq", "--disable-pip-version-check", "-c",
                     ROOT / "constraints.txt", *arguments], check=True)
 
 
