@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-avx2 test-avx2-short lint bench sanitize fuzz arm64 docs clean
+.PHONY: help demo test test-avx2 test-avx2-short quick lint wheel bench sanitize fuzz arm64 docs clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
 	@echo "make test   install and run the tests"
 	@echo "make test-avx2  the same, and a demo of one minute, as on a processor that has AVX2 alone"
+	@echo "make quick  the tests that need no PyTorch, under another Python: make quick PYTHON=python3.12"
 	@echo "make lint   install and run ruff and mypy"
+	@echo "make wheel  build a wheel into dist/ (stable ABI from Python 3.12 on), audit it and use it in an empty environment"
 	@echo "make bench  install and run the benchmarks into results/"
 	@echo "make docs   fill the tables of README.md and docs/ from results/"
 	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
@@ -39,7 +41,7 @@ test: $(VENV)/all
 	$(PYTEST)
 
 # A processor that has AVX2 alone, whatever this one has: native code, oneDNN and torch are held there.
-AVX2 := SYMBOLICLIGHT_MAX_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+AVX2 := SYMBOLICLIGHT_MAX_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 test-avx2: $(VENV)/all
 	$(AVX2) $(PYTEST)
 	rm -rf build/demo-avx2
@@ -50,9 +52,15 @@ SHORT := tests/test_golden.py tests/test_train.py tests/test_train_precision.py 
 test-avx2-short: $(VENV)/all
 	$(AVX2) $(PYTEST) $(SHORT)
 
+quick:
+	tools/quick.sh $(PYTHON) $(WHEEL)
+
 lint: $(VENV)/all
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
+
+wheel:
+	$(PYTHON) tools/wheel.py
 
 bench: $(VENV)/all
 	$(BIN)/symboliclight bench all
@@ -73,4 +81,4 @@ docs: $(VENV)/all
 	$(BIN)/python tools/fill_docs.py
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist

@@ -3,15 +3,18 @@
 And what holds for all tests: a fixture may take a third of the time limit, and no session ends without naming a test.
 """
 
+import importlib.util
 import json
 import sys
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from symboliclight.config import DataConfig, ModelConfig, RunConfig
 
+TORCH = importlib.util.find_spec("torch") is not None
 TEXT = [
     "the sun rose over the old city, and the light fell on the water of the river; nobody in the house was awake. ",
     "春天的风吹过江南的小镇，桥下的水慢慢地流着。孩子们在河边唱歌，老人坐在树下看着远处的山。",
@@ -43,6 +46,29 @@ def pytest_internalerror() -> None:
     sys.stderr.write(f"\nthe session ends within {_running}\n")
 
 
+class TorchFree(pytest.Module):
+    """A file of tests where PyTorch is not installed: it is skipped if it imports what is not there."""
+
+    def collect(self):
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            name = getattr(error.__cause__, "name", None) or "symboliclight"
+            if not isinstance(error.__cause__, ModuleNotFoundError) or name.startswith("symboliclight"):
+                raise
+        return pytest.skip(f"needs {name}, which is not installed", allow_module_level=True)
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            pytest.importorskip(name)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return None if TORCH else TorchFree.from_parent(parent, path=module_path)
+
+
 @pytest.fixture(scope="session")
 def small_tokenizer():
     """520 pieces, Chinese and English, exact."""
@@ -60,8 +86,7 @@ def small_config(small_tokenizer):
 @pytest.fixture(scope="session")
 def small_model(small_config):
     """Random weights, evaluation mode; do not train it."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     import symboliclight
 
     torch.manual_seed(0)
@@ -85,18 +110,44 @@ def small_shards(small_tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(small_model, small_config, small_tokenizer, tmp_path_factory):
-    """A folder with `small_model` and its tokenizer."""
+def first_weights():
+    """Configuration -> the weights of a new model; where there is no PyTorch, some like those."""
+    def weights(config):
+        if TORCH:
+            import symboliclight
+
+            return symboliclight.build(config).state_dict()
+        from symboliclight.engine.places import checkpoint_shapes
+
+        rng = np.random.default_rng(0)
+        return {name: rng.normal(name.endswith("norm.weight"), 0.1, shape).astype(np.float32)
+                for name, shape in checkpoint_shapes(config).items()}
+    return weights
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(request, small_config, first_weights, small_tokenizer, tmp_path_factory):
+    """A folder with `small_model` and its tokenizer; where there is no PyTorch, with `first_weights`."""
     from symboliclight import checkpoint
 
+    weights = request.getfixturevalue("small_model").state_dict() if TORCH else first_weights(small_config)
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    checkpoint.save(folder, small_config, small_model.state_dict(), small_tokenizer)
+    checkpoint.save(folder, small_config, weights, small_tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_runner(request, small_checkpoint):
+    """`small_model`; where there is no PyTorch, the runtime on `small_checkpoint`."""
+    from symboliclight import engine
+
+    return request.getfixturevalue("small_model") if TORCH else engine.load(small_checkpoint)
 
 
 @pytest.fixture
 def run(small_config, small_shards):
     """A training run of twenty steps."""
+    pytest.importorskip("torch")
     from training import CONFIG
 
     return RunConfig(small_config, DataConfig(str(small_shards.path), seq_len=32), CONFIG)
@@ -105,8 +156,7 @@ def run(small_config, small_shards):
 @pytest.fixture
 def one_thread():
     """Small tensors gain nothing from more, and lose much on a busy machine."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

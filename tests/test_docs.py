@@ -34,12 +34,14 @@ def commands() -> list[str]:
     return found
 
 
+@pytest.mark.needs("torch")
 def test_tables_agree_with_results():
     check = [sys.executable, str(ROOT / "tools" / "fill_docs.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.needs("torch")
 def test_a_table_of_runs_marks_what_missed(tmp_path):
     spec = importlib.util.spec_from_file_location("fill_docs", ROOT / "tools" / "fill_docs.py")
     fill_docs = importlib.util.module_from_spec(spec)
@@ -93,6 +95,7 @@ def run_commands(page: Path, but: str = "") -> None:
                 assert cli.main(words[1:]) == 0, f"{page.name}: {line}"
 
 
+@pytest.mark.needs("torch")
 def test_coming_from_nanogpt(tmp_path, monkeypatch, capsys):
     page = ROOT / "docs" / "from-nanogpt.md"
     (config,) = map(json.loads, blocks(page, "json"))
@@ -124,6 +127,7 @@ def test_coming_from_snntorch(small_checkpoint, small_shards, tmp_path, monkeypa
     assert len(re.findall(r"^\d+ \d+$", done.stdout, re.MULTILINE)) == 3  # tokens and spikes from ONNX
 
 
+@pytest.mark.needs("torch")
 def test_coming_from_llama_cpp(small_checkpoint, tmp_path, monkeypatch, capsys):
     page = ROOT / "docs" / "from-llama-cpp.md"
     (tmp_path / "runs").mkdir()
@@ -153,6 +157,7 @@ def test_make_targets_of_the_readme_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("code", [b for page in PAGES if page.name not in WHOLE for b in blocks(page, "python")])
 def test_python_of_the_pages_runs(code, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -91,6 +91,7 @@ def test_measured_joules_have_idle_power_taken_off(tmp_path):
 # The command.
 
 
+@pytest.mark.needs("torch")
 def test_the_command_accounts_for_a_model_its_twin_and_gpt2(small_checkpoint, small_shards, tmp_path, capsys):
     out = tmp_path / "energy.json"
     done = cli.main(["energy", "--model", str(small_checkpoint), "--data", str(small_shards.path),
@@ -133,6 +134,7 @@ def test_the_command_refuses(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.needs("torch")
 def test_an_empty_text_is_refused(small_checkpoint, tmp_path, capsys):
     text = tmp_path / "empty.txt"
     text.touch()
@@ -140,6 +142,7 @@ def test_an_empty_text_is_refused(small_checkpoint, tmp_path, capsys):
     assert "empty.txt is empty" in capsys.readouterr().err
 
 
+@pytest.mark.needs("torch")
 def test_measuring_without_a_counter_says_so(small_checkpoint, tmp_path, monkeypatch, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the old city and the river; " * 20, encoding="utf-8")

@@ -46,7 +46,8 @@ def test_module_imports_nothing_from_a_higher_floor(path):
     assert not higher, f"{room} (floor {FLOOR[room]}) imports {higher}"
 
 
-@pytest.mark.parametrize("module", NO_TORCH)
+@pytest.mark.parametrize("module", [m if "nir" not in m else pytest.param(m, marks=pytest.mark.needs("nir"))
+                                    for m in NO_TORCH])
 def test_module_imports_without_torch(module):
     code = f"import sys; sys.modules['torch'] = None; import symboliclight.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

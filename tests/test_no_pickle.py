@@ -77,6 +77,7 @@ def test_readers_that_could_unpickle_are_told_not_to(path):
             assert options.get("weights_only") == "True", f"line {call.lineno}"
 
 
+@pytest.mark.needs("torch")
 def test_resuming_a_run_and_using_its_model_unpickles_nothing(small_shards, tmp_path):
     run, text, exported = tmp_path / "run", tmp_path / "text.txt", tmp_path / "int8"
     text.write_text("the river 春天", encoding="utf-8")

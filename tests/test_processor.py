@@ -22,6 +22,7 @@ def found_under(cap):
     return json.loads(done.stdout)
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("cap", processor.ISAS)
 def test_a_cap_leaves_the_instruction_sets_up_to_it(cap, monkeypatch):
     monkeypatch.delenv(processor.MAX_ISA, raising=False)

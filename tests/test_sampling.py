@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import symboliclight
 from symboliclight.config import ModelConfig
@@ -187,6 +186,7 @@ def prompts(tokenizer):
 
 @pytest.mark.parametrize("family", ["symboliclight", "gpt2"])
 def test_a_batch_of_different_lengths_writes_what_each_row_writes_alone(small_tokenizer, small_config, family):
+    torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     shape = {} if family == "symboliclight" else {"family": "gpt2", "d_ff": 128}
     model = symboliclight.build(ModelConfig(**{**vars(small_config), **shape})).eval()
@@ -207,28 +207,30 @@ def test_rows_that_finish_leave_the_batch(small_tokenizer):
     assert [len(c) for c in model.calls] == [2, 2] + [1] * (eos_at - 1)
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another(small_tokenizer, small_model):
-    one, same, other = (generate(small_model, small_tokenizer, [[1]], 30, PLAIN, seed=s)[0] for s in (7, 7, 8))
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(small_tokenizer, small_runner):
+    one, same, other = (generate(small_runner, small_tokenizer, [[1]], 30, PLAIN, seed=s)[0] for s in (7, 7, 8))
     assert one == same and one.ids != other.ids
 
 
-def test_greedy_text_depends_on_no_seed(small_tokenizer, small_model):
-    texts = {generate(small_model, small_tokenizer, [[1]], 20, Sampling(temperature=0), seed=s)[0].text for s in (1, 2)}
+def test_greedy_text_depends_on_no_seed(small_tokenizer, small_runner):
+    how = Sampling(temperature=0)
+    texts = {generate(small_runner, small_tokenizer, [[1]], 20, how, seed=s)[0].text for s in (1, 2)}
     assert len(texts) == 1
 
 
-def test_a_state_goes_on_as_if_the_text_had_been_read_at_once(small_tokenizer, small_model):
+def test_a_state_goes_on_as_if_the_text_had_been_read_at_once(small_tokenizer, small_runner):
     greedy = Sampling(temperature=0)
-    first = Generation(small_model, small_tokenizer, [[1, 300]], 6, greedy, stop_ids=())
+    first = Generation(small_runner, small_tokenizer, [[1, 300]], 6, greedy, stop_ids=())
     list(first)
     ids = first.completions[0].ids
-    more = Generation(small_model, small_tokenizer, [[ids[-1], 310, 320]], 8, greedy, stop_ids=(), state=first.state)
+    more = Generation(small_runner, small_tokenizer, [[ids[-1], 310, 320]], 8, greedy, stop_ids=(), state=first.state)
     list(more)
-    whole = generate(small_model, small_tokenizer, [[1, 300, *ids, 310, 320]], 8, greedy, stop_ids=())
+    whole = generate(small_runner, small_tokenizer, [[1, 300, *ids, 310, 320]], 8, greedy, stop_ids=())
     assert more.completions[0].ids == whole[0].ids
 
 
 def test_a_model_with_a_limit_stops_at_it(small_tokenizer, small_config):
+    pytest.importorskip("torch")
     model = symboliclight.build(ModelConfig(**{**vars(small_config), "family": "gpt2", "d_ff": 128})).eval()
     done = generate(model, small_tokenizer, [[1] * 60, [1] * 4], 100, stop_ids=())
     assert [(len(c.ids), c.finish) for c in done] == [(5, "limit"), (61, "limit")]
@@ -237,6 +239,7 @@ def test_a_model_with_a_limit_stops_at_it(small_tokenizer, small_config):
 
 
 def test_generation_leaves_training_mode_as_it_was(small_tokenizer, small_config):
+    pytest.importorskip("torch")
     model = symboliclight.build(small_config).train()
     generate(model, small_tokenizer, [[1]], 2)
     assert model.training and model.blocks[0].training
@@ -245,14 +248,14 @@ def test_generation_leaves_training_mode_as_it_was(small_tokenizer, small_config
 @pytest.mark.parametrize(("arguments", "message"), [
     (([[]], 5), "prompt is empty"), (([], 5), "prompt is empty"), (([[1]], 0), "--max-tokens must be positive"),
 ])
-def test_bad_requests_are_refused(small_tokenizer, small_model, arguments, message):
+def test_bad_requests_are_refused(small_tokenizer, small_runner, arguments, message):
     with pytest.raises(InputError, match=message):
-        generate(small_model, small_tokenizer, *arguments)
+        generate(small_runner, small_tokenizer, *arguments)
 
 
-def test_an_empty_stop_string_is_refused(small_tokenizer, small_model):
+def test_an_empty_stop_string_is_refused(small_tokenizer, small_runner):
     with pytest.raises(InputError, match="--stop"):
-        generate(small_model, small_tokenizer, [[1]], 5, stop=[""])
+        generate(small_runner, small_tokenizer, [[1]], 5, stop=[""])
 
 
 @pytest.mark.parametrize("kind", ["any", "ties", "masked", "all equal"])

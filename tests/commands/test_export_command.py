@@ -37,6 +37,7 @@ def test_export_makes_the_file_smaller(small_checkpoint, tmp_path, capsys):
     assert sizes["bytes"] < 0.6 * sizes["bytes_before"]
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_checkpoint_without_its_optimiser_runs_everywhere(precision, small_checkpoint, tmp_path, capsys):
     """bfloat16 weights are those of float32, rounded, to torch and to the runtime alike."""
@@ -57,6 +58,7 @@ def test_a_checkpoint_without_its_optimiser_runs_everywhere(precision, small_che
         np.testing.assert_allclose(logits, model(torch.from_numpy(tokens))[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.needs("torch")
 def test_a_checkpoint_is_not_stored_in_integers(small_checkpoint, tmp_path, capsys):
     options = ["--out", tmp_path / "out", "--format", "checkpoint"]
     code, _, err = run(capsys, "export", "--model", small_checkpoint, *options)

@@ -5,7 +5,6 @@ import json
 import sys
 
 import pytest
-import torch
 
 from symboliclight import cli
 from symboliclight.sampling import Sampling, generate
@@ -35,9 +34,9 @@ def expected(model, tokenizer, prompt, tokens, seed=0, how=None):
     return generate(model, tokenizer, [ids], tokens, how or Sampling(top_k=50), seed=seed)[0]
 
 
-def test_generate_prints_the_prompt_and_its_continuation(call, small_model, small_tokenizer):
+def test_generate_prints_the_prompt_and_its_continuation(call, small_runner, small_tokenizer):
     out = call("generate", "春天 of", "--max-tokens", 12, "--seed", 3).out
-    assert out == "春天 of" + expected(small_model, small_tokenizer, "春天 of", 12, 3).text + "\n"
+    assert out == "春天 of" + expected(small_runner, small_tokenizer, "春天 of", 12, 3).text + "\n"
     assert call("generate", "春天 of", "--max-tokens", 12, "--seed", 3, "--no-stream").out == out
 
 
@@ -50,23 +49,24 @@ def test_generate_takes_the_prompt_from_a_file_or_standard_input(call, tmp_path,
     assert call("generate", "--max-tokens", 5).out == direct
 
 
-def test_generate_json_gives_samples_that_their_seeds_repeat(call, small_model, small_tokenizer):
+def test_generate_json_gives_samples_that_their_seeds_repeat(call, small_runner, small_tokenizer):
     found = json.loads(call("generate", "the", "--num-samples", 3, "--seed", 7, "--max-tokens", 9, "--json").out)
     assert [s["seed"] for s in found["samples"]] == [7, 8, 9]
     for sample in found["samples"]:
-        alone = expected(small_model, small_tokenizer, "the", 9, sample["seed"])
+        alone = expected(small_runner, small_tokenizer, "the", 9, sample["seed"])
         assert (sample["text"], sample["tokens"], sample["finish"]) == (alone.text, len(alone.ids), alone.finish)
     assert found["tokens"] == sum(s["tokens"] for s in found["samples"]) and found["tokens_per_second"] > 0
 
 
-def test_generate_passes_every_option_on(call, small_model, small_tokenizer):
+def test_generate_passes_every_option_on(call, small_runner, small_tokenizer):
     how = Sampling(1.3, 20, 0.9, 0.01, 1.2, 8, 0.5)
     out = call("generate", "the", "--max-tokens", 20, "--temperature", 1.3, "--top-k", 20, "--top-p", 0.9, "--min-p",
                0.01, "--repetition-penalty", 1.2, "--repetition-window", 8, "--no-stream", "--adaptive").out
-    assert out == "the" + expected(small_model, small_tokenizer, "the", 20, 0, how).text + "\n"
+    assert out == "the" + expected(small_runner, small_tokenizer, "the", 20, 0, how).text + "\n"
 
 
 def test_generate_runs_on_as_many_threads_as_asked(call):
+    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     try:
         call("generate", "the", "--threads", before + 1, "--max-tokens", 2)
@@ -81,7 +81,8 @@ def test_generate_shows_several_samples_under_their_seeds(call):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["x", "--device", "abacus"], "--device abacus is not available here"),
+    pytest.param(["x", "--device", "abacus"], "--device abacus is not available here",
+                 marks=pytest.mark.needs("torch")),
     (["x", "--device", "cuda", "--precision", "int8"], "leave out --precision or --device cuda"),
     (["x", "--threads", "0"], "--threads must be positive"),
     (["x", "--temperature", "-1"], "--temperature must be 0 or more"),
@@ -111,13 +112,13 @@ def test_a_model_that_is_not_there_is_refused(capsys, tmp_path):
     assert "none" in capsys.readouterr().err
 
 
-def test_chat_reads_on_from_what_was_said_until_reset(call, monkeypatch, tmp_path, small_model, small_tokenizer):
+def test_chat_reads_on_from_what_was_said_until_reset(call, monkeypatch, tmp_path, small_runner, small_tokenizer):
     saved = tmp_path / "talk.txt"
     stdin(monkeypatch, f"the old\nriver\n/save {saved}\n/reset\nthe old\n/exit\nnever read\n")
     out = call("chat", "--max-tokens", 6, "--temperature", 0).out
     greedy = Sampling(temperature=0)
-    first = expected(small_model, small_tokenizer, "the old", 6, how=greedy).text
-    second = expected(small_model, small_tokenizer, f"the old{first}\nriver", 6, how=greedy)
+    first = expected(small_runner, small_tokenizer, "the old", 6, how=greedy).text
+    second = expected(small_runner, small_tokenizer, f"the old{first}\nriver", 6, how=greedy)
     assert "trained to continue text, not to answer" in out
     assert out.count(f"{first}\n") == 2 and "never read" not in out
     assert saved.read_text(encoding="utf-8") == f"the old{first}\nriver{second.text}\n"
@@ -136,6 +137,7 @@ def test_chat_survives_a_mistake(call, monkeypatch):
     assert "/save needs a file name" in found.err and "the" not in found.err.splitlines()
 
 
+@pytest.mark.needs("torch")
 def test_eval_prints_tables_and_writes_the_same_figures_as_json(call, small_shards, tmp_path):
     options = ("--data", small_shards.path, "--max-tokens", 200, "--seq-len", 40)
     table = call("eval", *options, "--out", tmp_path / "eval.json").out
@@ -154,6 +156,7 @@ def test_eval_prints_tables_and_writes_the_same_figures_as_json(call, small_shar
     assert encoder[-1] == f"{100 * result['sparsity']['gate_open']['0']:.2f}%"
 
 
+@pytest.mark.needs("torch")
 def test_eval_names_the_seed_of_the_run_that_made_the_model(call, small_checkpoint, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("the river", encoding="utf-8")
@@ -166,6 +169,7 @@ def test_eval_names_the_seed_of_the_run_that_made_the_model(call, small_checkpoi
         run.unlink()
 
 
+@pytest.mark.needs("torch")
 def test_eval_reads_a_text_file(call, tmp_path, small_tokenizer):
     file = tmp_path / "text.txt"
     file.write_text("春天的风 and the river", encoding="utf-8")
@@ -173,6 +177,7 @@ def test_eval_reads_a_text_file(call, tmp_path, small_tokenizer):
     assert found["domains"]["text"]["tokens"] == len(small_tokenizer.encode("春天的风 and the river"))
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--text", "x", "--device", "abacus"], "--device abacus is not available here"),
     (["--tasks", "x", "--device", "cuda"], "tasks run on the CPU"),
@@ -189,6 +194,7 @@ def test_eval_refuses_nonsense_in_one_line(call, arguments, message):
     assert message in err and err.count("\n") == 1
 
 
+@pytest.mark.needs("torch")
 def test_info_describes_the_installation_without_a_model(capsys):
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -208,6 +214,7 @@ def test_info_counts_a_model_by_part(call, small_model, small_checkpoint):
     assert f"blocks.*.ffn       {2 * (2 * 32 * 64 + 2 * 32):,}" in call("info").out
 
 
+@pytest.mark.needs("torch")
 def test_eval_counts_operations_where_asked(call, small_shards):
     options = ("--data", small_shards.path, "--max-tokens", 200, "--seq-len", 40)
     plain = json.loads(call("eval", *options, "--json").out)
@@ -225,6 +232,7 @@ def test_eval_counts_operations_where_asked(call, small_shards):
     assert next(line for line in table if line.startswith("blocks.*.mixer.attention +"))
 
 
+@pytest.mark.needs("datasets")
 def test_generate_writes_its_samples_as_a_dataset(call, small_checkpoint, tmp_path):
     from datasets import load_from_disk
 

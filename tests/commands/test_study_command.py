@@ -41,6 +41,7 @@ def call(capsys, *words):
     return code, captured.out, captured.err
 
 
+@pytest.mark.needs("torch")
 def test_a_study_is_run_looked_at_and_reported(study, small_shards, capsys):
     where = ("study.toml", "--results", "results")
     code, out, _ = call(capsys, "status", *where)
@@ -58,6 +59,7 @@ def test_a_study_is_run_looked_at_and_reported(study, small_shards, capsys):
     assert {"report.md", "report.html", "report.json"} <= {p.name for p in (study / "report").iterdir()}
 
 
+@pytest.mark.needs("torch")
 def test_what_it_needs_is_said(study, capsys):
     code, _, err = call(capsys, "run", "study.toml", "--results", "results", "--work", "work")
     assert code == 2 and "give --corpus FOLDER" in err

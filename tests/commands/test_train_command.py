@@ -81,6 +81,7 @@ def test_help_comes_without_torch():
     assert done.returncode == 0 and "default: 0.0003" in done.stdout, done.stderr
 
 
+@pytest.mark.needs("torch")
 def test_a_run_prints_its_figures_and_goes_on_with_out_alone(small_shards, tmp_path, capsys):
     out = tmp_path / "run"
     args = parse("--data", small_shards.path, "--out", out, "--tokens", 256, "--batch-size", 2, "--seq-len", 32,

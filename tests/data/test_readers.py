@@ -130,6 +130,7 @@ def test_a_folder_without_data_and_a_missing_path_are_refused(tmp_path):
         find_files(tmp_path / "nowhere")
 
 
+@pytest.mark.needs("datasets")
 def test_a_datasets_id_streams_with_its_split(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     data = tmp_path / "set"

@@ -83,12 +83,12 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def switched(small_config, small_tokenizer, tmp_path_factory):
+def switched(small_config, first_weights, small_tokenizer, tmp_path_factory):
     """A checkpoint of a model with every switch of the search on."""
     config = replace(small_config, residual="pre", spike_fed=True, learn_neuron="all", decay="input", conv=3,
                      tie_embeddings=True, norm="none")
     place = tmp_path_factory.mktemp("switched") / "model"
-    symboliclight.checkpoint.save(place, config, symboliclight.build(config).state_dict(), small_tokenizer)
+    symboliclight.checkpoint.save(place, config, first_weights(config), small_tokenizer)
     return place
 
 
@@ -158,6 +158,7 @@ def test_an_exported_folder_gives_the_bits_of_converting_at_load(small_checkpoin
         symboliclight.engine.export(out, tmp_path / "again", precision)
 
 
+@pytest.mark.needs("torch")
 def test_an_exported_folder_is_no_checkpoint(small_checkpoint, tmp_path):
     symboliclight.engine.export(small_checkpoint, tmp_path / "out", "int8")
     with pytest.raises(InputError, match="exported at int8"):

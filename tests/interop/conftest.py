@@ -1,14 +1,15 @@
 """What the tests of published checkpoints share, and those of an exported transformers folder."""
 
 import pytest
-from test_import import golden_file
 
+from golden_cases import CASES
 from symboliclight.cli import main
-from test_golden import CASES
 
 
 @pytest.fixture
 def golden(tmp_path):
+    from test_import import golden_file  # needs PyTorch
+
     return golden_file(tmp_path / "golden.pt", CASES[0])
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import symboliclight
+from golden_cases import CASES, GOLDEN, config_of, golden_weight
 from symboliclight import checkpoint, engine
 from symboliclight.cli import main
 from symboliclight.interop import released
-from test_golden import CASES, GOLDEN, config_of, golden_weight
 
 FIELDS = {"embed_dim": "d_model", "intermediate_dim": "d_ff", "spike_threshold": "v_threshold", "leak_factor": "leak",
           "rope_theta": "rope_base", "sparse_attn_window": "window", "n_global_anchors": "n_anchors"}
@@ -30,7 +30,8 @@ def released_config(config, **changes):
 
 
 def golden_file(path, case, key="model", prefix="", buffers=False, **changes):
-    state = {n: golden_weight(n, k, case["shapes"][n]).float() for k, n in enumerate(case["state_dict_order"])}
+    state = {n: torch.from_numpy(golden_weight(n, k, case["shapes"][n])).float()
+             for k, n in enumerate(case["state_dict_order"])}
     if buffers:
         state |= {"spike_encoder.v_mem": torch.zeros(1, 3), "blocks.0.tcam.sparse_attn.rope.inv_freq": torch.ones(4),
                   "blocks.0.tcam.sparse_attn._cached_mask": torch.ones(8, 8, dtype=torch.bool)}

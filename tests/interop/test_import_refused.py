@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_import import golden_file, released_config
 
+from golden_cases import CASES, GOLDEN, config_of
 from symboliclight import checkpoint
 from symboliclight.cli import main
 from symboliclight.interop import released
-from test_golden import CASES, GOLDEN, config_of
 
 
 class Bomb:

@@ -16,6 +16,7 @@ def file(tmp_path):
     return path
 
 
+@pytest.mark.needs("datasets")
 def test_articles_begin_at_titles_and_keep_their_text(file):
     assert articles(file) == [FIRST, SECOND] == articles(file.parent)
     assert dataset(str(file), metadata="other things")["test"]["page"][:] == [FIRST, SECOND]
@@ -43,6 +44,7 @@ def test_files_of_another_kind_are_refused(tmp_path, data, message):
         articles(tmp_path)
 
 
+@pytest.mark.needs("datasets")
 def test_a_file_must_be_named():
     with pytest.raises(InputError, match="--wikitext FILE"):
         dataset()

@@ -71,6 +71,7 @@ def test_texts_written_together_are_those_written_alone(model, small_tokenizer, 
             assert [e.finish for e in told.events if e.row == row and e.finish] == ["length"]
 
 
+@pytest.mark.needs("torch")
 def test_the_torch_model_and_gpt2_are_written_alike(small_tokenizer, small_config):
     import torch
 

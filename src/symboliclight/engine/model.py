@@ -75,8 +75,8 @@ class Engine:
         try:
             native = native_module("_engine")
         except ImportError as error:
-            raise InputError(f"this installation has no native runtime ({error}); install a C++ compiler and reinstall "
-                             "symboliclight") from error
+            raise InputError(f"this installation has no native runtime ({error}): it is compiled where there is a C++ "
+                             "compiler; install GCC or Clang and run `pip install .` again") from error
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be positive, got {self.threads}")
         threads = self.threads or _cores()

@@ -4,11 +4,9 @@ import lzma
 from dataclasses import replace
 
 import pytest
-import torch
 
 import symboliclight
 from symboliclight.data.corpus import demo_sources
-from symboliclight.interop.nir import build
 
 VARIANTS = {"v1": {}, "decay-only": {"paths": "decay", "prior": "none", "norm": "none", "v_clamp": 1000.0}}
 
@@ -31,6 +29,7 @@ def trained(small_config, texts):
 
 
 def _train(config, texts):
+    torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     model = symboliclight.build(config)
     with torch.no_grad():
@@ -54,4 +53,6 @@ def exports(trained):
 
 
 def exported(model):
+    from symboliclight.interop.nir import build
+
     return build.build(model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
