@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from symboliclight.provenance import write_result
+
+Precision = Literal["bfloat16", "float32"]  # of matrix products; weights and sums are float32 either way
+LABELS: dict[Precision, str] = {"bfloat16": "bf16", "float32": "float32"}  # a precision in the names of rows
 
 
 @dataclass(frozen=True)
