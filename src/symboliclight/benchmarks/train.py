@@ -44,7 +44,7 @@ PLANS: dict[Precision, list[Plan]] = {
     "float32": [  # small models, as processors without bfloat16 instructions train, and one length of the large one
         ("tiny", "gpt2-tiny", 16, 256, (1.5, None), 15),
         ("mini", "gpt2-mini", 8, 512, (1.5, SMALL), 9),
-        ("v1-194m", "gpt2-201m", 4, 512, (1.3, SMALL), 3),
+        ("v1-194m", "gpt2-201m", 2, 512, (1.3, SMALL), 3),
     ],
 }
 
@@ -169,9 +169,9 @@ def run(directory: Path, quick: bool = False, precision: Precision = "bfloat16")
     """Measure and write results/bench-train.json and its chart; `quick` takes small models to test the benchmark."""
     check("tiny")
     keep_freed_memory()
-    rows = [r for plan in (QUICK if quick else PLANS[precision]) for r in versus(plan, precision)]
-    chosen, batch, seq_len = ("tiny", 2, 64) if quick else ("v1-194m", 4, 512)
-    rival = "gpt2-tiny" if quick else "gpt2-201m"
+    plans = QUICK if quick else PLANS[precision]
+    rows = [r for plan in plans for r in versus(plan, precision)]
+    chosen, rival, batch, seq_len = next(plan for plan in plans if quick or plan[0] == "v1-194m")[:4]
     profile = {name: parts.profile(at_length(name, seq_len), batch, seq_len, precision) for name in (chosen, rival)}
     path = write("train", rows, directory, threads=torch.get_num_threads(), quick=quick, precision=precision,
                  batch=batch, seq_len=seq_len, limits=parts.limits(precision), parts=profile)
