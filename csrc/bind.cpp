@@ -166,15 +166,26 @@ void window_backward(nb::handle grad_out, nb::handle q, nb::handle k, nb::handle
     });
 }
 
-void event_product(nb::handle s, nb::handle table, nb::handle out, bool by_columns, int threads) {
+void event_product(nb::handle s, nb::handle table, nb::handle out, bool by_columns, float threshold, int threads) {
     by_dtype(s, [&](auto element) {
         using E = decltype(element);
         int64_t R = sizes(s).of[0], M = sizes(s).of[1], N = sizes(table).of[1];
         auto *s_ = data<E>(s, {R, M}, "s"), *table_ = data<E>(table, {by_columns ? R : M, N}, "table"),
-             *out_ = data<E>(out, {by_columns ? M : R, N}, "out");
+             *out_ = by_columns ? data<E>(out, {N, M}, "out") : data<E>(out, {R, N}, "out");
         nb::gil_scoped_release free;
-        kernels(element).event_product(R, M, N, by_columns, s_, table_, out_, threads);
+        kernels(element).event_product(R, M, N, by_columns, threshold, s_, table_, out_, threads);
     });
+}
+
+// Entries of every step-th row of s (R, M) that are active for event_product.
+int64_t count_active(nb::handle s, int64_t step, float threshold) {
+    int64_t active = 0;
+    by_dtype(s, [&](auto element) {
+        using E = decltype(element);
+        int64_t R = sizes(s).of[0], M = sizes(s).of[1];
+        active = kernels(element).count_active(R, M, step, threshold, data<E>(s, {R, M}, "s"));
+    });
+    return active;
 }
 
 void dropout(nb::handle x, uint32_t seed, uint32_t limit, float scale, nb::handle y, int threads) {
@@ -252,6 +263,7 @@ NB_MODULE(_native, m) {
     m.def("window_forward", &window_forward);
     m.def("window_backward", &window_backward);
     m.def("event_product", &event_product);
+    m.def("count_active", &count_active);
     m.def("dropout", &dropout);
     m.def("rope", &rope);
     m.def("softmax_loss", &softmax_loss);

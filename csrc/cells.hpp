@@ -11,6 +11,27 @@ namespace SYMBOLICLIGHT_ISA {
 
 constexpr int64_t SIDE = 32, CELL = SIDE * SIDE;
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// to = fromᵀ for 8 x 8 words, rows `stride` words apart.
+inline void transpose8(float* to, const float* from, int64_t stride) {
+    __m256 row[8], pair[8];
+    for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * stride);
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)  // rows i .. i + 3 of columns c and c + 4
+        for (int c = 0; c < 2; ++c) {
+            row[i + 2 * c] = _mm256_shuffle_ps(pair[i + c], pair[i + c + 2], 0x44);
+            row[i + 2 * c + 1] = _mm256_shuffle_ps(pair[i + c], pair[i + c + 2], 0xee);
+        }
+    for (int c = 0; c < 4; ++c) {
+        _mm256_storeu_ps(to + c * stride, _mm256_permute2f128_ps(row[c], row[c + 4], 0x20));
+        _mm256_storeu_ps(to + (c + 4) * stride, _mm256_permute2f128_ps(row[c], row[c + 4], 0x31));
+    }
+}
+#endif
+
 // to = fromᵀ for 16 x 16 words (floats, or pairs of bfloat16), rows `stride` words apart.
 inline void transpose16(float* to, const float* from, int64_t stride) {
 #if defined(__AVX512F__)
@@ -32,6 +53,9 @@ inline void transpose16(float* to, const float* from, int64_t stride) {
         }
     }
     for (int i = 0; i < 16; ++i) _mm512_storeu_ps(to + i * stride, row[i]);
+#elif defined(__AVX2__)
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(to + i * stride + j, from + j * stride + i, stride);
 #else
     for (int i = 0; i < 16; ++i)
         for (int j = 0; j < 16; ++j) to[i * stride + j] = from[j * stride + i];

@@ -6,6 +6,7 @@
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -67,18 +68,27 @@ private:
 };
 
 // Never destroyed: helpers wait on it until the process ends. A forked child has no helpers and starts its own team.
-Team* team = [] {
+Team* team = new Team;
+
+// The threads of the OpenMP that torch brings, if it is GNU's. After each product they spin for a while in wait of the
+// next: helpers of our own would have to share a core with them, and these begin at once. None of them survive a fork.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Parallel openmp = [] {
 #if defined(__unix__) || defined(__APPLE__)
-    pthread_atfork(nullptr, nullptr, [] { team = new Team; });
+    pthread_atfork(nullptr, nullptr, [] { team = new Team, openmp = nullptr; });
+    return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+#else
+    return nullptr;
 #endif
-    return new Team;
 }();
 
 }  // namespace
 
 void share(int64_t items, int threads, void (*f)(void*, int64_t), void* context) {
     Job job{f, context, items, {}, int(threads < items ? threads : items) - 1};
-    job.wanted > 0 ? team->run(job) : job.work();
+    if (job.wanted <= 0) job.work();
+    else if (openmp) openmp([](void* mine) { static_cast<Job*>(mine)->work(); }, &job, unsigned(job.wanted + 1), 0);
+    else team->run(job);
 }
 
 }  // namespace symboliclight

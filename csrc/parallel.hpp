@@ -1,4 +1,4 @@
-// Work sharing: the caller takes items one by one, and helper threads join in as soon as they get a core.
+// Work sharing: the caller and helper threads take items one by one.
 #pragma once
 
 #include <cstdint>

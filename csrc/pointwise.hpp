@@ -36,10 +36,12 @@ void dropout(int64_t n, uint32_t seed, uint32_t limit, float scale, const T* x, 
 template <class T>
 void rope(int64_t rows, int64_t H, int64_t K, float sign, const T* x, const float* cosine, const float* sine, T* y,
           int threads) {
+    constexpr int64_t piece = 64;  // rows a thread takes at a time: taking one costs as much as turning it
     const int64_t half = K / 2;
     const vfloat turn = splat(sign);
-    parallel_for(rows, threads, [&](int64_t row) {
-        for (int64_t h = 0; h < H; ++h) {
+    parallel_for((rows + piece - 1) / piece, threads, [&](int64_t item) {
+        for (int64_t at = item * piece * H; at < (item + 1) * piece * H && at < rows * H; ++at) {
+            const int64_t row = at / H, h = at % H;
             const T* from = x + (row * H + h) * K;
             T* to = y + (row * H + h) * K;
             lanes(half, [&](int64_t i, auto m) {
@@ -66,21 +68,27 @@ void softmax_loss(int64_t N, int64_t V, const int64_t* targets, const float* sca
             largest = max(largest, v);
         });
         const float top = max(largest);
+        const int64_t target = targets[row] < 0 ? 0 : targets[row];
+        T one = x[target];
+        const bool keep = wanted && std::is_same_v<T, float>;  // exponentials that bfloat16 would round a second time
         lanes(V, [&](int64_t i, auto m) {
             vfloat e = exp(load(x + i, m) - splat(top));
             for (int lane = m; lane < W; ++lane) e[lane] = 0;
+            if (keep) store(x + i, e, m);
             total = total + e;
         });
         const float lse = top + std::log(sum(total));
-        const int64_t target = targets[row] < 0 ? 0 : targets[row];
-        T one = x[target];
         const float nll = lse - load(&one, 1)[0];
         sums[2 * row] = scale[row] * nll;
         sums[2 * row + 1] = scale[row] * lse * lse;
         if (!wanted) return;
         const vfloat factor = splat(scale[row] * (1 + 2 * z_loss * lse));
         const vfloat hit = exp(load(&one, 1) - splat(lse)) * factor - splat(scale[row]);
-        lanes(V, [&](int64_t i, auto m) { store(x + i, exp(load(x + i, m) - splat(lse)) * factor, m); });
+        const vfloat share = factor / splat(sum(total));
+        lanes(V, [&](int64_t i, auto m) {
+            vfloat v = load(x + i, m);
+            store(x + i, keep ? v * share : exp(v - splat(lse)) * factor, m);
+        });
         store(x + target, hit, 1);
     });
 }

@@ -180,7 +180,7 @@ void over_rows(int64_t n, int64_t period, int threads, F f) {
 
 template <class T>
 void spike_forward(int64_t n, int64_t period, const T* v, const T* threshold, T* s, int threads) {
-    const vfloat one = splat(1), zero{}, theta = load(threshold, std::integral_constant<int, 1>{});
+    const vfloat one = splat(1), zero{}, theta = load(threshold, One{});
     over_rows(n, period, threads, [&](int64_t first, int64_t count) {
         lanes(count, [&](int64_t i, auto m) {
             vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
@@ -192,7 +192,7 @@ void spike_forward(int64_t n, int64_t period, const T* v, const T* threshold, T*
 template <class T>
 void spike_backward(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, float alpha, T* grad_v,
                     int threads) {
-    const vfloat slope = splat(alpha), theta = load(threshold, std::integral_constant<int, 1>{});
+    const vfloat slope = splat(alpha), theta = load(threshold, One{});
     over_rows(n, period, threads, [&](int64_t first, int64_t count) {
         lanes(count, [&](int64_t i, auto m) {
             vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);

@@ -58,6 +58,7 @@ struct alignas(64) TileShapes {
 #endif
 
 using Full = std::integral_constant<int, W>;  // number of lanes where all of them are in use
+using One = std::integral_constant<int, 1>;
 
 inline vfloat splat(float x) { return x - vfloat{}; }
 

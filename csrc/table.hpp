@@ -53,9 +53,11 @@ struct Kernels {
     void (*window_forward)(WindowShape, const T* q, WindowKeys<T>, T* out, int threads);
     void (*window_backward)(WindowShape, const T* grad_out, const T* q, WindowKeys<T>, T* grad_q, WindowGrads<T>,
                             int threads);
-    // By rows: out (R, N) = s (R, M) · table (M, N). By columns: out (M, N) = sᵀ · table (R, N).
-    void (*event_product)(int64_t R, int64_t M, int64_t N, bool by_columns, const T* s, const T* table, T* out,
-                          int threads);
+    // By rows: out (R, N) = s (R, M) · table (M, N). By columns: out (N, M) = tableᵀ · s for table (R, N). With a
+    // threshold other than NaN s stands for 1[s >= threshold].
+    void (*event_product)(int64_t R, int64_t M, int64_t N, bool by_columns, float threshold, const T* s, const T* table,
+                          T* out, int threads);
+    int64_t (*count_active)(int64_t R, int64_t M, int64_t step, float threshold, const T* s);
     void (*dropout)(int64_t n, uint32_t seed, uint32_t limit, float scale, const T* x, T* y, int threads);
     // x, y (rows, H, K); cosine, sine (rows, K / 2).
     void (*rope)(int64_t rows, int64_t H, int64_t K, float sign, const T* x, const float* cosine, const float* sine,

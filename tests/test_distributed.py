@@ -29,7 +29,7 @@ TRAIN = ["-m", "symboliclight", "train", "--device", "cpu"]
 def run(small_config, small_shards):
     """No dropout; micro-batches of which several have no target."""
     settings = TrainConfig(tokens=12 * 4 * 32, batch_size=2, accumulate=2, lr=3e-3, warmup_steps=2, log_every=3,
-                           precision="float32", eval_every=6, eval_tokens=64, save_every=4, keep=2)
+                           precision="float32", break_even=0.125, eval_every=6, eval_tokens=64, save_every=4, keep=2)
     return RunConfig(small_config, DataConfig(str(small_shards.path), {}, 32), settings)
 
 

@@ -15,6 +15,7 @@ import torch
 from symboliclight.checkpoint import MODEL, OPTIMIZER, STATE
 from symboliclight.config import DataConfig, RunConfig, TrainConfig, from_dict, to_dict
 from symboliclight.errors import InputError
+from symboliclight.ops import events
 from symboliclight.train import train
 from symboliclight.train.folder import truncate_metrics
 
@@ -33,7 +34,7 @@ def run(small_config, small_shards):
     """Dropout, accumulation, an auxiliary loss, bfloat16, and checkpoints that lie between the lines of the log."""
     model = replace(small_config, dropout=0.1, aux_layers=(0,))
     settings = TrainConfig(tokens=STEPS * 4 * 32, batch_size=2, accumulate=2, lr=3e-3, warmup_steps=5, log_every=3,
-                           eval_every=20, eval_tokens=64, save_every=7, keep=2)
+                           precision="bfloat16", break_even=0.125, eval_every=20, eval_tokens=64, save_every=7, keep=2)
     return RunConfig(model, DataConfig(str(small_shards.path), {"english": 1.0, "chinese": 2.0}, 32), settings)
 
 
@@ -127,7 +128,8 @@ def refused(begun, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [{"random": {}}, {"progress": {"speed": 3}}, {"cursor": {"drawn": 3}}])
+@pytest.mark.parametrize("damage", [{"random": {}}, {"progress": {"speed": 3}}, {"cursor": {"drawn": 3}},
+                                    {"break_evens": 3}])
 def test_a_damaged_training_state_is_refused(begun, damage):
     file = begun[1] / "last" / STATE
     file.write_text(json.dumps(json.loads(file.read_text()) | damage))
@@ -171,3 +173,14 @@ def test_the_data_may_move(begun, small_shards, tmp_path):
     moved = replace(short, data=replace(short.data, directory=str(tmp_path / "moved")))
     assert train(moved, directory, device="cpu", tensorboard=False).steps == 2
     assert from_dict(RunConfig, to_dict(moved)) == moved
+
+
+def test_a_resumed_run_goes_by_the_break_even_of_its_checkpoint(begun, monkeypatch):
+    """Measured anew it might be another, and gathering sums in another order than the dense product."""
+    monkeypatch.setattr(events, "_measured", {})
+    file = begun[1] / "last" / STATE
+    state, told = json.loads(file.read_text()), {"float32": 1 / 32, "bfloat16": 0.0}
+    assert state["break_evens"].keys() == told.keys()
+    file.write_text(json.dumps(state | {"break_evens": told}))
+    train(*begun, device="cpu", tensorboard=False)
+    assert events.break_evens() == told

@@ -8,8 +8,8 @@ import numpy as np
 from symboliclight.config import TrainConfig
 from symboliclight.train import train
 
-CONFIG = TrainConfig(tokens=20 * 64, batch_size=2, lr=3e-3, warmup_steps=2, precision="float32", log_every=2,
-                     eval_every=8, eval_tokens=64, save_every=4, keep=2)
+CONFIG = TrainConfig(tokens=20 * 64, batch_size=2, lr=3e-3, warmup_steps=2, precision="float32", break_even=0.125,
+                     log_every=2, eval_every=8, eval_tokens=64, save_every=4, keep=2)
 
 
 def go(run, directory, **options):

@@ -119,6 +119,7 @@ class TrainConfig:
     rate_weight: float = 0.0  # weight of the mean firing rate over all spike sites; 0: no such term
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks; AdamW for the rest
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # of products; auto: bfloat16 where it is multiplied
+    break_even: float | None = None  # active share of spikes up to which a CPU gathers; None: as measured at the start
     seed: int = 42
     log_every: int = 10  # steps
     eval_every: int = 200  # steps; 0 switches validation off
@@ -137,6 +138,8 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+        _require(self.break_even is None or 0 <= self.break_even <= 1,
+                 f"train.break_even must be in [0, 1], got {self.break_even}")
         _require(self.min_lr <= self.lr, f"train.min_lr must not exceed train.lr, got {self.min_lr} > {self.lr}")
 
 

@@ -1,7 +1,7 @@
 """What this processor says of itself, how far the user lets the native code go, and whether torch trains in bfloat16.
 
 SYMBOLICLIGHT_MAX_ISA=avx2 makes kernels and runtime behave as on a processor that has AVX2 alone, as
-ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 do for torch.
+ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and MKL_ENABLE_INSTRUCTIONS=AVX2 (products in float32) do for torch.
 """
 
 import importlib
@@ -21,6 +21,7 @@ from symboliclight.errors import InputError, Slow
 Precision = Literal["bfloat16", "float32"]
 
 MAX_ISA = "SYMBOLICLIGHT_MAX_ISA"
+_CAPS = (MAX_ISA, "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
 # From the plainest to the fastest, those of Arm last, as csrc/isa.hpp.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx", "dotprod", "i8mm")
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # abilities that multiply bfloat16: two of x86-64, one of arm64
@@ -42,8 +43,7 @@ def native_module(name: str) -> Any:
 
 def caps() -> dict[str, str]:
     """Environment variables that hold native code or torch below what the processor can do, and their values."""
-    return {name: os.environ[name] for name in (MAX_ISA, "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-            if name in os.environ}
+    return {name: os.environ[name] for name in _CAPS if name in os.environ}
 
 
 def cpuinfo() -> dict[str, str]:

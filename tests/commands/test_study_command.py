@@ -16,7 +16,7 @@ label = "v1"
 group = "main"
 preset = "tiny"
 model = {{ d_model = 32, n_layers = 2, n_heads = 2, head_dim = 16, d_ff = 64, max_seq_len = 32, window = 16 }}
-train = {{ batch_size = 2, precision = "float32", eval_tokens = 64 }}
+train = {{ batch_size = 2, precision = "float32", break_even = 0.125, eval_tokens = 64 }}
 tokens = 320
 seeds = [1, 2]
 lr = 3e-3

@@ -4,7 +4,7 @@ import pytest
 import torch
 from forms import agree, both_dtypes, close, every_form, normal, scattered
 
-from symboliclight.ops import event_linear, event_linear_loop
+from symboliclight.ops import event_linear, event_linear_loop, events, native
 
 
 @every_form
@@ -31,3 +31,22 @@ def test_gradients_reach_silent_inputs_too(form, dtype):
 @every_form
 def test_any_other_input_is_the_plain_product(form):
     agree(form, event_linear, torch.nn.functional.linear, [normal(4, 65, 41), normal(33, 41, seed=1)])
+
+
+@pytest.mark.skipif(not native.built(), reason="no native build here")
+def test_the_break_even_is_measured_once_and_can_be_told(monkeypatch):
+    monkeypatch.setattr(events, "_measured", {})
+    shares = events.break_evens()
+    assert set(shares) == {"float32", "bfloat16"} and set(shares.values()) <= {0.0, *events.SHARES}
+    monkeypatch.setattr(events, "_measure", lambda dtype: pytest.fail("measured again"))
+    assert events.break_evens() == shares
+    told = {"float32": 0.0, "bfloat16": 1 / 16}
+    events.set_break_evens(told)
+    assert events.break_evens() == told
+
+
+@pytest.mark.skipif(not native.built(), reason="no native build here")
+@pytest.mark.parametrize(("gathers", "share"), [(True, events.SHARES[0]), (False, 0.0)])
+def test_the_break_even_is_where_gathering_wins(monkeypatch, gathers, share):
+    monkeypatch.setattr(events, "_faster", lambda one, other: gathers)
+    assert events._measure(torch.float32) == share

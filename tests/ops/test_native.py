@@ -113,7 +113,15 @@ def test_gathered_products_are_the_dense_ones(isa, dtype, R, M, N):
     close = {"rtol": 2**-7 if dtype == torch.bfloat16 else 1e-5, "atol": 1e-4}
     torch.testing.assert_close(event_product(spikes, weight).double(), spikes.double() @ weight.double(), **close)
     turned = event_product(spikes, grad, by_columns=True).double()
-    torch.testing.assert_close(turned, spikes.double().t() @ grad.double(), **close)
+    torch.testing.assert_close(turned, grad.double().t() @ spikes.double(), **close)
+    v = normal(R, M, seed=3, dtype=dtype)  # exact in both: a threshold that is an entry spikes
+    level = float(v[0, 0])
+    fired = (v >= level).double()
+    torch.testing.assert_close(event_product(v, weight, threshold=level).double(), fired @ weight.double(), **close)
+    turned = event_product(v, grad, by_columns=True, threshold=level).double()
+    torch.testing.assert_close(turned, grad.double().t() @ fired, **close)
+    assert native.active_share(spikes) == float((spikes != 0).double().mean()) or R > 256
+    assert native.active_share(v, level) == float(fired.mean()) or R > 256
 
 
 @every_isa

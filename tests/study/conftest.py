@@ -10,7 +10,7 @@ vocab_size = {vocab_size}
 [base]
 preset = "tiny"
 model = {{ d_model = 32, n_layers = 2, n_heads = 2, head_dim = 16, d_ff = 64, max_seq_len = 32, window = 16 }}
-train = {{ batch_size = 2, precision = "float32", eval_tokens = 64 }}
+train = {{ batch_size = 2, precision = "float32", break_even = 0.125, eval_tokens = 64 }}
 
 [[runs]]
 label = "v1"

@@ -1,7 +1,7 @@
 """`bench model`: a training step of `mini` beside GPT-2, and forwards of v1-194m beside the reference forms.
 
-Forwards run in bfloat16 autocast, as training does, and in float32, where the products that both forms share take more
-than half of the time. The reference forms are those of the published definition, in plain torch: the membrane as a loop
+Forwards run in the precision of training, and in float32, where the products that both forms share take more than half
+of the time. The reference forms are those of the published definition, in plain torch: the membrane as a loop
 over tokens, the decay as a length-T causal convolution, attention under a dense T x T mask, and dense products with
 spikes. They share every weight with the model they are compared with.
 """
@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from symboliclight.benchmarks.harness import row, turns, write
+from symboliclight.benchmarks.harness import LABELS, row, turns, write
+from symboliclight.benchmarks.parts import in_precision
 from symboliclight.config import preset
 from symboliclight.errors import InputError
 from symboliclight.model import build, encoder, ffn, mixer
 from symboliclight.ops import linear_cross_entropy
 from symboliclight.ops.lif import lif_scan_loop
 from symboliclight.ops.native import torch_forms
+from symboliclight.processor import Precision
 from symboliclight.train.runtime import keep_freed_memory
 
 
@@ -59,15 +61,15 @@ def reference_forms() -> Iterator[None]:
         yield
 
 
-def training_step(name: str, batch: int, seq_len: int) -> Callable[[], object]:
-    """One optimiser step of a preset in bfloat16 autocast on fixed random tokens."""
+def training_step(name: str, batch: int, seq_len: int, precision: Precision) -> Callable[[], object]:
+    """One optimiser step of a preset on fixed random tokens."""
     torch.manual_seed(0)
     model = build(preset(name)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(0, preset(name).vocab_size, (batch, seq_len + 1))
 
     def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_precision(precision):
             features, _, _ = model.features(tokens[:, :-1])  # type: ignore[operator]
             terms, weights, bias = model.head.terms(features)  # type: ignore[union-attr, operator]
             loss, _ = linear_cross_entropy(terms, weights, tokens[:, 1:], bias, 1e-4)
@@ -93,7 +95,7 @@ def check(model: torch.nn.Module, tokens: Tensor) -> None:
                          "token; not measured")
 
 
-def run(directory: Path, quick: bool = False) -> Path:
+def run(directory: Path, quick: bool = False, precision: Precision = "bfloat16") -> Path:
     """Measure and write results/bench-model.json; `quick` shrinks the model to test the benchmark itself."""
     large, mini, rival = ("mini", "tiny", "gpt2-tiny") if quick else ("v1-194m", "mini", "gpt2-mini")
     short, long = (128, 512) if quick else (2048, 8192)
@@ -101,10 +103,10 @@ def run(directory: Path, quick: bool = False) -> Path:
     rows: list[dict[str, Any]] = []
     keep_freed_memory()  # as training does; here for both sides
 
-    found = turns({n: training_step(n, batch, seq_len) for n in (mini, rival)}, rounds=7, twice=True)
+    found = turns({n: training_step(n, batch, seq_len, precision) for n in (mini, rival)}, rounds=7, twice=True)
     rates = {n: batch * seq_len / found.median(n) for n in (mini, rival)}
-    rows.append(row(f"training step, {mini} against {rival}, T {seq_len}, bf16", "tokens/s", rates[mini], rates[rival],
-                    found.faster(mini, rival), 1.0))
+    rows.append(row(f"training step, {mini} against {rival}, T {seq_len}, {LABELS[precision]}", "tokens/s",
+                    rates[mini], rates[rival], found.faster(mini, rival), 1.0))
 
     torch.manual_seed(0)
     model = build(preset(large)).eval()
@@ -122,13 +124,14 @@ def run(directory: Path, quick: bool = False) -> Path:
 
     with torch.inference_mode():
         check(model, tokens[:, : short // 4])
-        for precision, targets in (("bf16", (4.0, 1.0)), ("float32", (None, 1.0))):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for each in dict.fromkeys((precision, "float32")):
+            label, target = LABELS[each], 4.0 if each == "bfloat16" else None
+            with in_precision(each):
                 t = turns({"fast": forward(short), "reference": forward(short, True), "long": forward(long)}, 5,
                           twice=True)
-            rows.append(row(f"forward to the head, {large}, T {short}, {precision}, against the reference forms", "s",
-                            t.median("fast"), t.median("reference"), t.faster("fast", "reference"), targets[0]))
+            rows.append(row(f"forward to the head, {large}, T {short}, {label}, against the reference forms", "s",
+                            t.median("fast"), t.median("reference"), t.faster("fast", "reference"), target))
             growth = t.faster("fast", "long")
-            rows.append(row(f"forward, {large}, {precision}, T {long} against T {short}: growth allowed 4.5", "x",
-                            growth, 4.5, 4.5 / growth, targets[1]))
+            rows.append(row(f"forward, {large}, {label}, T {long} against T {short}: growth allowed 4.5", "x",
+                            growth, 4.5, 4.5 / growth, 1.0))
     return write("model", rows, directory, threads=torch.get_num_threads(), quick=quick)

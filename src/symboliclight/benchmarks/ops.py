@@ -17,21 +17,22 @@ from symboliclight.benchmarks.harness import Rounds, row, turns, write
 from symboliclight.benchmarks.model import decay_convolution
 from symboliclight.errors import InputError
 from symboliclight.ops.native import event_product
+from symboliclight.processor import Precision
 from symboliclight.train.runtime import keep_freed_memory
 
 HEADS, HEAD_DIM, WINDOW, ANCHORS = 12, 64, 256, 4  # those of v1-194m
 Op = Callable[..., Any]
 
 
-def run(out: Path, quick: bool = False) -> Path:
-    """Check and time every op; returns the file written. `quick` takes small shapes."""
+def run(out: Path, quick: bool = False, precision: Precision = "bfloat16") -> Path:
+    """Check and time every op; returns the file written. `quick` takes small shapes, float32 leaves out bfloat16."""
     if all(form == "torch" for form, _ in ops.forms().values()):
         raise InputError("bench ops needs the native kernels: install a C++ compiler and reinstall symboliclight")
     keep_freed_memory()  # as training does; here for both sides
     torch.manual_seed(0)
     tokens = 64 if quick else 512
     rows = membrane(tokens) + decay(4 * tokens)
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in dict.fromkeys((getattr(torch, precision), torch.float32)):
         rows += window(dtype, tokens) + window(dtype, 4 * tokens) + events(dtype, 8 * tokens)
     return write("ops", rows, out, threads=torch.get_num_threads(), forms=ops.forms())
 
@@ -146,7 +147,7 @@ def events(dtype: torch.dtype, rows: int) -> list[dict[str, Any]]:
         spikes = (torch.rand(rows, 4096) * 100 >= silent).to(dtype)
         pairs = {
             "linear": (lambda s=spikes: event_product(s, weight.t()), lambda s=spikes: F.linear(s, weight)),
-            "its weight gradient": (lambda s=spikes: event_product(s, grad, True), lambda s=spikes: s.t() @ grad),
+            "its weight gradient": (lambda s=spikes: event_product(s, grad, True), lambda s=spikes: grad.t() @ s),
         }
         for name, (fast, slow) in pairs.items():
             check(f"event_linear, {name}", [fast()], [slow()], 2**-7 if dtype == torch.bfloat16 else 1e-5)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from symboliclight.commands.fields import parse
 from symboliclight.errors import InputError
+from symboliclight.processor import training_precision
 
 BENCHMARKS = {
     "ops": "each native kernel against its torch form and loop",
@@ -27,6 +28,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     p.add_argument("name", choices=[*BENCHMARKS, "all"], help=names)
     p.add_argument("--out", type=Path, default=Path("results"), help="folder for bench-NAME.json (default: results)")
     p.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    p.add_argument("--precision", choices=["auto", "bfloat16", "float32"], default="auto",
+                   help="for train, model and ops: of products; auto: bfloat16 where the processor multiplies it, else "
+                   "float32 (default: auto). Name another --out to keep the results of both")
     p.add_argument("--quick", action="store_true", help="small shapes, to try the benchmark itself; not for quoting")
     p.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="fields",
                    help="for decode: a field of its model to change, e.g. model.spike_fed=true; may be repeated. The "
@@ -49,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
     fields = parse(args.fields)
     if fields and (args.name != "decode" or not all(field.startswith("model.") for field in fields)):
         raise InputError("--set changes fields of the model of bench decode, as in --set model.spike_fed=true")
-    options = {"quality": trained, "decode": {"changes": {k.removeprefix("model."): v for k, v in fields.items()}}}
+    precision = training_precision(args.precision)
+    options = {**{name: {"precision": precision} for name in ("train", "model", "ops")}, "quality": trained,
+               "decode": {"changes": {k.removeprefix("model."): v for k, v in fields.items()}}}
     possible = {"quality": args.model is not None, "gpu": torch.cuda.is_available(),
                 "llama": importlib.util.find_spec("llama_cpp") is not None}
     for name in [n for n in BENCHMARKS if possible.get(n, True)] if args.name == "all" else [args.name]:

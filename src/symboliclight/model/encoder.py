@@ -65,6 +65,11 @@ class EventLinear(nn.Linear):
         return event_linear(s, self.weight)
 
 
+def watched(*modules: nn.Module) -> bool:
+    """Whether a hook waits for what one of these modules reads or gives, so that it must be called by itself."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
 def reader(config: ModelConfig, outputs: int) -> nn.Linear:
     """A matrix that reads the stream, or its spikes with `spike_fed`.
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Spike, branch_end, reader, stream_norm, stream_spike
-from symboliclight.ops import dropout, event_linear
+from symboliclight.model.encoder import Spike, branch_end, reader, stream_norm, stream_spike, watched
+from symboliclight.ops import dropout, event_linear, pairs, spiking_pair
 
 
 class FeedForward(nn.Module):
@@ -27,7 +27,22 @@ class FeedForward(nn.Module):
 
     def forward(self, c: Tensor, n: Tensor | None = None) -> Tensor:
         """c (B, T, D), and n where that is not what is read -> c (B, T, D)."""
-        f = dropout(self.activation(self.up(self.spike(c if n is None else n))), self.dropout, self.training)
-        linear = event_linear if isinstance(self.activation, Spike) else F.linear
-        c = c + linear(f, self.down.weight)
+        x = self.spike(c if n is None else n)
+        c = c + (self._paired(x) if self._pairs(x) else self._plain(x))
         return c if self.pre else self.norm(c)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        f = dropout(self.activation(self.up(x)), self.dropout, self.training)
+        linear = event_linear if isinstance(self.activation, Spike) else F.linear
+        return linear(f, self.down.weight)
+
+    def _pairs(self, x: Tensor) -> bool:
+        """Whether both matrices can be one op: nobody drops units, learns their threshold or watches them."""
+        return (isinstance(self.activation, Spike) and self.activation.threshold_log is None
+                and type(self.up) is nn.Linear and not (self.dropout and self.training)
+                and not watched(self.up, self.activation) and pairs(x))
+
+    def _paired(self, x: Tensor) -> Tensor:
+        assert isinstance(self.activation, Spike)
+        threshold, alpha = self.activation.threshold, self.activation.alpha
+        return spiking_pair(x, self.up.weight, self.down.weight, threshold, alpha)

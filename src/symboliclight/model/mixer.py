@@ -1,12 +1,23 @@
 """Dual-path mixer: exponential-decay memory and spike-gated window attention (DESIGN section 1, "Block")."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import EventLinear, branch_end, reader, stream_norm
+from symboliclight.model.encoder import EventLinear, branch_end, reader, stream_norm, watched
 from symboliclight.model.state import LayerState
-from symboliclight.ops import causal_conv, decay_scan, dropout, event_linear, gated_scan, rope, window_attention
+from symboliclight.ops import (
+    causal_conv,
+    decay_scan,
+    dropout,
+    event_linear,
+    gated_scan,
+    linears,
+    rope,
+    window_attention,
+)
 
 
 class Mixer(nn.Module):
@@ -68,9 +79,17 @@ class Mixer(nn.Module):
     ) -> Tensor:
         """The attention path: c (B, T, D) -> (B, T, H, K); fills its part of `new`."""
         heads = self._heads(c)
-        k, v = self._convolve("k", self.k(c), past, new), self._convolve("v", self.v(c), past, new)
-        q, k = rope(self.q(c).view(heads), tables), rope(k.view(heads), tables)
+        q, k, v = self._read(c)
+        k, v = self._convolve("k", k, past, new), self._convolve("v", v, past, new)
+        q, k = rope(q.view(heads), tables), rope(k.view(heads), tables)
         return self._window(q, k, v.view(heads), gate, position, past, new)
+
+    def _read(self, c: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values (B, T, D) of what the attention path reads."""
+        readers = self.q, self.k, self.v
+        if all(type(linear) is nn.Linear for linear in readers) and not watched(*readers):
+            return linears(c, [linear.weight for linear in readers])
+        return [linear(c) for linear in readers]
 
     def join(self, c: Tensor, decay: Tensor | None, attention: Tensor | None) -> Tensor:
         """Mix, project, add to the residual stream c (B, T, D) and, unless it grows, normalise."""
@@ -99,11 +118,10 @@ class Mixer(nn.Module):
         assert past.k is not None and past.v is not None and past.gate is not None
         ahead = torch.arange(self.config.n_anchors, device=k.device) - position[:, None]  # (B, A) of each anchor in k
         here = (ahead >= 0) & (ahead < k.shape[1])
-        new.anchor_k, new.anchor_v, new.anchor_gate = (
-            _anchors(old, x, ahead, here)
-            for old, x in ((past.anchor_k, k), (past.anchor_v, v), (past.anchor_gate, gate)))
-        keys, values = torch.cat([past.k.to(k.dtype), k], 1), torch.cat([past.v.to(v.dtype), v], 1)
-        open_ = torch.cat([past.gate, gate], 1)
+        k, new.anchor_k = _anchors(past.anchor_k, k, ahead, here)
+        v, new.anchor_v = _anchors(past.anchor_v, v, ahead, here)
+        gate, new.anchor_gate = _anchors(past.anchor_gate, gate, ahead, here)
+        keys, values, open_ = _after(past.k, k), _after(past.v, v), _after(past.gate, gate)
         W = self.config.window
         new.k, new.v, new.gate = _last(keys, W), _last(values, W), _last(open_, W)
         return window_attention(q, keys, values, open_, new.anchor_k, new.anchor_v, new.anchor_gate, position, W)
@@ -115,13 +133,36 @@ def written(config: ModelConfig) -> tuple[str, ...]:
     return paths[config.paths] if config.conv else ()
 
 
-def _anchors(old: Tensor | None, x: Tensor, ahead: Tensor, here: Tensor) -> Tensor:
-    """Anchor rows (B, A, ...): x (B, T, ...) at `ahead` (B, A) where they lie `here` in it, else the old."""
+def _anchors(old: Tensor | None, x: Tensor, ahead: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, T, ...) and its anchor rows (B, A, ...): at `ahead` (B, A) where they lie `here` in it, else the old."""
     assert old is not None
     wide = (..., *[None] * (x.dim() - 2))
+    rows = x
     if x.shape[1] > 1:
-        x = x.gather(1, ahead.clamp(0, x.shape[1] - 1)[wide].expand(-1, -1, *x.shape[2:]))
-    return torch.where(here[wide], x, old.to(x.dtype))
+        index = ahead.clamp(0, x.shape[1] - 1)[wide].expand(-1, -1, *x.shape[2:])
+        joined = x.requires_grad and not torch.compiler.is_compiling()
+        x, rows = _WithRows.apply(x, index) if joined else (x, x.gather(1, index))
+    return x, torch.where(here[wide], rows, old.to(x.dtype))
+
+
+class _WithRows(torch.autograd.Function):
+    """x (B, T, ...) and its rows at an index of `gather`, whose gradient is added to x's: autograd would add a second
+    tensor as large as x that is 0 nearly everywhere."""
+
+    @staticmethod
+    def forward(ctx, x, index):  # type: ignore[override]
+        ctx.save_for_backward(index)
+        return x.view_as(x), x.gather(1, index)
+
+    @staticmethod
+    def backward(ctx, grad, grad_rows):  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        return grad.scatter_add(1, index, grad_rows), None
+
+
+def _after(past: Tensor, x: Tensor) -> Tensor:
+    """past (B, R, ...) and x (B, T, ...) along T; a first call has no past to copy x behind."""
+    return torch.cat([past.to(x.dtype), x], 1) if past.shape[1] else x
 
 
 def _last(x: Tensor, window: int) -> Tensor:

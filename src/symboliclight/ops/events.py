@@ -2,8 +2,14 @@
 
     y = Σ_{i : s_i = 1} W[:, i]
 
-On a CPU the native form gathers those columns where few enough are active; otherwise it is the dense product.
+On a CPU the native form gathers those columns where few enough are active; otherwise it is the dense product. How few
+is measured on the processor at hand (`break_even`).
 """
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +19,10 @@ from torch.library import custom_op
 from symboliclight.ops import native
 
 MIN_ROWS = 64  # below, turning the weight costs more than gathering saves
+# Active shares that a break-even may be, each twice the next, so that two measurements of one machine seldom differ.
+SHARES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+DTYPES = ("bfloat16", "float32")  # that have a break-even
+_measured: dict[tuple[torch.dtype, int], float] = {}  # (dtype, threads) -> break-even
 
 
 def event_linear_loop(spikes: Tensor, weight: Tensor) -> Tensor:
@@ -33,27 +43,74 @@ def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
     return F.linear(spikes, weight)
 
 
+@torch.compiler.assume_constant_result
 def break_even(dtype: torch.dtype) -> float:
-    """Active fraction up to which gathering beats the dense product on a CPU; 0 means never.
+    """Active share up to which gathering beats the dense product on this CPU, one of `SHARES`; 0 means never.
 
-    float32 by results/bench-ops.json, bfloat16 by results/zen4/bench-ops.json: AMX multiplies dense bfloat16 so fast
-    that no sparsity below 99% pays.
+    Measured once for each dtype and number of threads, in a tenth of a second. The two forms sum in another order, so a
+    run that is to reach the same bits when it is resumed keeps what it began with: `break_evens`, `set_break_evens`.
     """
-    if dtype not in native.DTYPES or (dtype == torch.bfloat16 and native.has_isa("amx")):
+    if dtype not in native.DTYPES or not native.built():
         return 0.0
-    return 0.06 if dtype == torch.bfloat16 else 0.12
+    key = dtype, torch.get_num_threads()
+    if key not in _measured:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            _measured[key] = _measure(dtype)
+    return _measured[key]
 
 
-def _sparse(spikes: Tensor) -> bool:
-    """Whether gathering pays for spikes (R, M), by a sample of the rows."""
-    sample = spikes[:: max(1, len(spikes) // 256)]
-    return int(sample.count_nonzero()) <= break_even(spikes.dtype) * sample.numel()
+def break_evens() -> dict[str, float]:
+    """What this process goes by, measured now if it was not before: name of the dtype -> share."""
+    return {name: break_even(getattr(torch, name)) for name in DTYPES}
+
+
+def set_break_evens(shares: Mapping[str, float]) -> None:
+    """Go by these shares from now on, at the present number of threads."""
+    for name, share in shares.items():
+        _measured[getattr(torch, name), torch.get_num_threads()] = share
+
+
+def _measure(dtype: torch.dtype) -> float:
+    """The largest of `SHARES` at which gathering wins, forward and gradient of the weight together."""
+    generator = torch.Generator().manual_seed(0)
+    uniform, grad = torch.rand(1024, 1024, generator=generator), torch.rand(1024, 192, generator=generator).to(dtype)
+    weight = grad.t().contiguous()
+
+    def gather(s: Tensor) -> object:
+        return native.event_product(s, weight.t()), native.event_product(s, grad, by_columns=True)
+
+    def dense(s: Tensor) -> object:
+        return F.linear(s, weight), grad.t() @ s
+
+    for share in SHARES:
+        spikes = (uniform < share).to(dtype)
+        if _faster(partial(gather, spikes), partial(dense, spikes)):
+            return share
+    return 0.0
+
+
+def _faster(one: Callable[[], object], other: Callable[[], object]) -> bool:
+    """Whether the best time of the first is the better one; they take turns."""
+    best, begin = [math.inf, math.inf], time.perf_counter()
+    for _ in range(12):
+        for i, run in enumerate((one, other)):
+            start = time.perf_counter()
+            run()
+            best[i] = min(best[i], time.perf_counter() - start)
+        if time.perf_counter() - begin > 0.05:
+            break
+    return best[0] < best[1]
+
+
+def gathers(spikes: Tensor, threshold: float = math.nan) -> bool:
+    """Whether gathering pays for spikes (R, M), or for what spikes at a threshold, by a sample of the rows."""
+    return native.active_share(spikes, threshold) <= break_even(spikes.dtype)
 
 
 @custom_op("symboliclight::event_linear", mutates_args=(), device_types="cpu")
 def _event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
     """(R, N) of spikes (R, M) and weight (N, M)."""
-    return native.event_product(spikes, weight.t()) if _sparse(spikes) else F.linear(spikes, weight)
+    return native.event_product(spikes, weight.t()) if gathers(spikes) else F.linear(spikes, weight)
 
 
 @_event_linear.register_fake
@@ -64,9 +121,7 @@ def _(spikes: Tensor, weight: Tensor) -> Tensor:
 @custom_op("symboliclight::event_linear_weight_gradient", mutates_args=(), device_types="cpu")
 def _weight_gradient(grad: Tensor, spikes: Tensor) -> Tensor:
     """(N, M) of grad (R, N) and spikes (R, M)."""
-    if _sparse(spikes):
-        return native.event_product(spikes, grad, by_columns=True).t().contiguous()
-    return grad.t() @ spikes
+    return native.event_product(spikes, grad, by_columns=True) if gathers(spikes) else grad.t() @ spikes
 
 
 @_weight_gradient.register_fake

@@ -74,8 +74,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             sums += _softmax_(logits, targets[rows], scale[rows], bias, z_loss, wanted)
             if not wanted:
                 continue
-            grad_x[rows] = logits @ w
-            grad_w += x[rows].T.contiguous() @ logits  # this way round: no transposed copy of the logits
+            torch.mm(logits, w, out=grad_x[rows])
+            _add_product_(grad_w, x[rows].T, logits)  # this way round: no transposed copy of the logits
             if grad_b is not None:
                 grad_b += logits.sum(0, dtype=grad_b.dtype)
         grads_f = [g.to(f.dtype) for g, f in zip(grad_x.split(widths, 1), features, strict=True)]
@@ -90,6 +90,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         whole = grad.device.type == "cpu" and float(grad) == 1  # the usual case: saves reading all weights
         grad_b, *grads = (g if g is None or whole else g * grad for g in ctx.saved_tensors)
         return None, grad_b, None, None, None, None, *grads
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, in one pass over it where the dtypes allow."""
+    if total.dtype == b.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a.contiguous() @ b
 
 
 def _softmax_(

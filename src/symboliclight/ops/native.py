@@ -4,6 +4,7 @@ Native are float32 and bfloat16 on the CPU, outside `torch_forms()`. The module 
 `pip install`; without it the torch forms run, and one warning says so.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,11 @@ def forms() -> dict[str, tuple[str, str]]:
     return dict.fromkeys(_registered, (f"native {_native.isa()}", reason))
 
 
+def built() -> bool:
+    """Whether there are native kernels."""
+    return _native is not None
+
+
 def takes(x: Tensor) -> bool:
     """Whether a native kernel serves this tensor now."""
     return (_native is not None and not _forced_torch and x.dtype in DTYPES and x.device.type == "cpu"
@@ -84,16 +90,21 @@ def _on_cpu(op: Any, torch_form: Callable[..., Any]) -> Callable[[Callable[..., 
     return register
 
 
-def event_product(spikes: Tensor, table: Tensor, by_columns: bool = False) -> Tensor:
-    """spikes (R, M) @ table (M, N), or spikesᵀ @ table (R, N), by gathering what is active."""
-    out = torch.empty(spikes.shape[1 if by_columns else 0], table.shape[1], dtype=spikes.dtype)
-    _native.event_product(*_contiguous(spikes, table), out, by_columns, torch.get_num_threads())
+def event_product(spikes: Tensor, table: Tensor, by_columns: bool = False, threshold: float = math.nan) -> Tensor:
+    """spikes (R, M) @ table (M, N), or table (R, N)ᵀ @ spikes, by gathering what is active.
+
+    With a threshold the first stands for what is at least that: 1[spikes >= threshold].
+    """
+    rows, columns = spikes.shape[1 if by_columns else 0], table.shape[1]
+    out = torch.empty((columns, rows) if by_columns else (rows, columns), dtype=spikes.dtype)
+    _native.event_product(*_contiguous(spikes, table), out, by_columns, threshold, torch.get_num_threads())
     return out
 
 
-def has_isa(name: str) -> bool:
-    """Whether native kernels are built and this machine has the instruction set."""
-    return _native is not None and name in _native.isas()
+def active_share(spikes: Tensor, threshold: float = math.nan) -> float:
+    """Share of the entries of spikes (R, M), R > 0, that `event_product` would take for active, by 256 rows or so."""
+    step = max(1, len(spikes) // 256)
+    return _native.count_active(spikes.contiguous(), step, threshold) / (-(-len(spikes) // step) * spikes.shape[1])
 
 
 def _new(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -166,6 +177,13 @@ def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> 
     _native.spike_backward(grad.view(-1), v.view(-1), level, grad_v.view(-1), alpha,
                            torch.get_num_threads())
     return grad_v
+
+
+def spike_slope_(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+    """Multiply `grad` by the surrogate of v, both contiguous, at one threshold."""
+    _native.spike_backward(grad.view(-1), v.view(-1), threshold.reshape(1).to(v.dtype), grad.view(-1), alpha,
+                           torch.get_num_threads())
+    return grad
 
 
 @custom_op("symboliclight::window_attention", mutates_args=(), device_types="cpu")

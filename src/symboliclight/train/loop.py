@@ -26,6 +26,7 @@ from symboliclight.distributed import Group, joined
 from symboliclight.errors import Diverged, InputError
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
+from symboliclight.ops.events import DTYPES, break_evens, set_break_evens
 from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
 from symboliclight.processor import Precision
 from symboliclight.train import folder
@@ -127,6 +128,8 @@ class _Trainer:
             self.log.rewind(self.progress.step, self.progress.rollbacks)
         else:
             self.log.rewind(0, 0)
+            given = self.run.train.break_even
+            set_break_evens(self.group.mean(break_evens()) if given is None else dict.fromkeys(DTYPES, given))
             self._save()  # a rollback always finds a checkpoint, and a disk that is too small is found out now
 
     def advance(self) -> None:
@@ -242,7 +245,7 @@ class _Trainer:
     def _write(self, best: bool) -> None:
         path = folder.checkpoint_path(self.directory, self.progress.step)
         state = {"run": to_dict(self.wanted), "progress": asdict(self.progress), "cursor": self.batches.cursor,
-                 "random": random_state(self.device)}
+                 "random": random_state(self.device), "break_evens": break_evens()}
         checkpoint.save(path, self.run.model, self.model.state_dict(), self.tokenizer,
                         checkpoint.Training(state, state_tensors(self.optimizer, self.model)))
         if best:
@@ -259,7 +262,8 @@ class _Trainer:
             self.progress = Progress(**training.state["progress"])
             set_random_state(training.state["random"], self.device)
             cursor = training.state["cursor"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            set_break_evens(training.state.get("break_evens", {}))  # measured anew it might be another
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path / checkpoint.STATE} is damaged ({error}); restore it from a good copy") from error
         self.graphed = None  # what it recorded is replaced
         self.model.load_state_dict(tensors)
