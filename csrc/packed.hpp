@@ -19,6 +19,14 @@ inline void by_rows(int64_t first, int64_t n, F f) {
     if constexpr (C > 1) by_rows<C / 2>(first, n, f);
 }
 
+// Weights and keys of 8 bits lie in memory with 128 added. Most sums are of them as they lie: they hold ADDED times the sum of the
+// inputs too much. AVX2 alone multiplies sizes of inputs by signed weights, whose products in pairs then fit in 16 bits.
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+constexpr int32_t ADDED = 0;
+#else
+constexpr int32_t ADDED = 128;
+#endif
+
 // sum[i] += the four weights of lane i times four activations (one a byte of `four`).
 inline vint dot4(vint sum, vint weights, int32_t four) {
 #if defined(__AVX512VNNI__)
@@ -31,10 +39,8 @@ inline vint dot4(vint sum, vint weights, int32_t four) {
 #elif defined(__AVXVNNI__)
     return (vint)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, _mm256_set1_epi32(four));
 #elif defined(__AVX2__)
-    __m256i w = (__m256i)weights, a = _mm256_set1_epi32(four);
-    __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
-    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
-    return sum + (vint)_mm256_add_epi32(even, odd);
+    __m256i a = _mm256_set1_epi32(four), pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8((__m256i)weights, a));
+    return sum + (vint)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
     for (int byte = 0; byte < 4; ++byte) sum += (weights >> (8 * byte) & 255) * int32_t(int8_t(four >> (8 * byte)));
     return sum;
@@ -47,12 +53,16 @@ inline vint load_words(const uint8_t* p) {
     return x;
 }
 
-// The LEVELS that the bytes of `codes` number.
+// The same of weights or keys, for dot4.
+inline vint load_bytes(const uint8_t* p) { return load_words(p) ^ splat_int(ADDED ? 0 : int32_t(0x80808080)); }
+
+// The LEVELS that the bytes of `codes` number, for dot4.
 inline vint levels(vint codes) {
 #if defined(__AVX512F__)
     return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)codes);
 #elif defined(__AVX2__)
-    return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)codes);
+    const __m128i table = _mm_add_epi8(*(const __m128i*)LEVELS, _mm_set1_epi8(char(ADDED - 128)));
+    return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)codes);
 #else
     uint8_t bytes[4 * W];
     std::memcpy(bytes, &codes, sizeof bytes);
@@ -75,7 +85,7 @@ inline const uint8_t* block_of(const Matrix& m, int64_t block, int64_t size) {
 // Piece p of a block of int8 sums of row n, in floats.
 inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, int64_t n, vint dots) {
     vfloat scale = load((const float*)m.scale + block * LANES + p * W, Full{}) * splat(x.scale[n]);
-    return __builtin_convertvector(dots - splat_int(128 * x.total[n]), vfloat) * scale;
+    return __builtin_convertvector(dots - splat_int(ADDED * x.total[n]), vfloat) * scale;
 }
 
 // Sums of K blocks of 16 outputs, which follow each other, for C rows, in floats.
@@ -122,7 +132,7 @@ struct Blocks {
         for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
             ahead.step();
             vint weights[K * PIECES];
-            for (int p = 0; p < K * PIECES; ++p) weights[p] = load_words(w + p / PIECES * size + p % PIECES * 4 * W);
+            for (int p = 0; p < K * PIECES; ++p) weights[p] = load_bytes(w + p / PIECES * size + p % PIECES * 4 * W);
             for (int c = 0; c < C; ++c)
                 for (int p = 0; p < K * PIECES; ++p) dots[c][p] = dot4(dots[c][p], weights[p], four_of(q + c * x.width + i));
         }
@@ -139,7 +149,7 @@ struct Blocks {
         for (int64_t g = 0; g < groups; ++g, scale += LANES) {
             vint dots[C][PIECES];
             for (int c = 0; c < C; ++c)
-                for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-128 * x.sums[(n + c) * (x.width / GROUP) + g]);
+                for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-ADDED * x.sums[(n + c) * (x.width / GROUP) + g]);
             for (int step = 0; step < 4; ++step, w += 64) {
                 ahead.step();
                 for (int p = 0; p < PIECES; ++p) {
