@@ -8,7 +8,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int ROWS = W == 16 ? 8 : 4;  // rows multiplied together
+constexpr int ROWS = W == 16 ? 8 : 4;  // rows multiplied together: their sums fill the registers
 
 inline vint splat_int(int32_t x) { return x - vint{}; }
 
@@ -16,7 +16,7 @@ inline vint splat_int(int32_t x) { return x - vint{}; }
 template <int C, class F>
 inline void by_rows(int64_t first, int64_t n, F f) {
     for (; first + C <= n; first += C) f(first, Count<C>{});
-    if constexpr (C > 1) by_rows<C / 2>(first, n, f);
+    if constexpr (C > 1) by_rows<(C + 1) / 2>(first, n, f);
 }
 
 // Weights and keys of 8 bits lie in memory with 128 added. Most sums are of them as they lie: they hold ADDED times the sum of the
@@ -103,7 +103,7 @@ struct Blocks {
         const uint8_t* w = block_of(m, block, padded(m.ins) * LANES * 2);
         const float* in = x.x + n * m.ins;
         Fetch ahead(w, padded(m.ins) * LANES * 2, n, C, N, 1, m.next);
-        vfloat odd[C][PIECES] = {};
+        vfloat even[C][PIECES] = {}, odd[C][PIECES] = {};
         int64_t i = 0;
         for (; i + 1 < m.ins; i += 2, w += 64) {
             ahead.step();
@@ -111,15 +111,15 @@ struct Blocks {
                 vint two = load_words(w + p * 4 * W);
                 vfloat low = (vfloat)(two << 16), high = (vfloat)(two & splat_int(-65536));
                 for (int c = 0; c < C; ++c) {
-                    sum[c][p] = fma(low, splat(in[c * m.ins + i]), sum[c][p]);
+                    even[c][p] = fma(low, splat(in[c * m.ins + i]), even[c][p]);
                     odd[c][p] = fma(high, splat(in[c * m.ins + i + 1]), odd[c][p]);
                 }
             }
         }
         for (int p = 0; p < PIECES; ++p)
             for (int c = 0; c < C; ++c) {
-                if (i < m.ins) sum[c][p] = fma((vfloat)(load_words(w + p * 4 * W) << 16), splat(in[c * m.ins + i]), sum[c][p]);
-                sum[c][p] = sum[c][p] + odd[c][p];
+                if (i < m.ins) even[c][p] = fma((vfloat)(load_words(w + p * 4 * W) << 16), splat(in[c * m.ins + i]), even[c][p]);
+                sum[c][p] = even[c][p] + odd[c][p];
             }
     }
 
@@ -179,8 +179,9 @@ inline void put(const Matrix& m, int64_t block, int p, vfloat sum, float* y, boo
 
 template <Format format>
 void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
+    constexpr int SUMS = format == Format::bfloat16 && W == 8 ? 2 : ROWS;  // of bfloat16 a row has two, of even and of odd inputs
     auto some = [&](int64_t block, auto blocks) {
-        by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
+        by_rows<SUMS>(0, N, [&](int64_t n, auto rows) {
             constexpr int C = decltype(rows)::value, K = decltype(blocks)::value;
             Blocks<format, C, K> found;
             found.run(m, block, x, n, N);
