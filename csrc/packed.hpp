@@ -8,7 +8,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int ROWS = W == 16 ? 8 : 4;  // rows multiplied together
+constexpr int ROWS = W == 16 ? 8 : 4;  // rows multiplied together: their sums fill the registers
 
 inline vint splat_int(int32_t x) { return x - vint{}; }
 
@@ -16,8 +16,16 @@ inline vint splat_int(int32_t x) { return x - vint{}; }
 template <int C, class F>
 inline void by_rows(int64_t first, int64_t n, F f) {
     for (; first + C <= n; first += C) f(first, Count<C>{});
-    if constexpr (C > 1) by_rows<C / 2>(first, n, f);
+    if constexpr (C > 1) by_rows<(C + 1) / 2>(first, n, f);
 }
+
+// Weights and keys of 8 bits lie in memory with 128 added. Most sums are of them as they lie: they hold ADDED times the sum of the
+// inputs too much. AVX2 alone multiplies sizes of inputs by signed weights, whose products in pairs then fit in 16 bits.
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+constexpr int32_t ADDED = 0;
+#else
+constexpr int32_t ADDED = 128;
+#endif
 
 // sum[i] += the four weights of lane i times four activations (one a byte of `four`).
 inline vint dot4(vint sum, vint weights, int32_t four) {
@@ -37,10 +45,8 @@ inline vint dot4(vint sum, vint weights, int32_t four) {
 #elif defined(__AVXVNNI__)
     return (vint)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, _mm256_set1_epi32(four));
 #elif defined(__AVX2__)
-    __m256i w = (__m256i)weights, a = _mm256_set1_epi32(four);
-    __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8));
-    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(a, 8));
-    return sum + (vint)_mm256_add_epi32(even, odd);
+    __m256i a = _mm256_set1_epi32(four), pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8((__m256i)weights, a));
+    return sum + (vint)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
     for (int byte = 0; byte < 4; ++byte) sum += (weights >> (8 * byte) & 255) * int32_t(int8_t(four >> (8 * byte)));
     return sum;
@@ -53,14 +59,18 @@ inline vint load_words(const uint8_t* p) {
     return x;
 }
 
-// The LEVELS that the bytes of `codes` number.
+// The same of weights or keys, for dot4.
+inline vint load_bytes(const uint8_t* p) { return load_words(p) ^ splat_int(ADDED ? 0 : int32_t(0x80808080)); }
+
+// The LEVELS that the bytes of `codes` number, for dot4.
 inline vint levels(vint codes) {
 #if defined(__aarch64__)
     return (vint)vqtbl1q_u8(vld1q_u8(LEVELS), (uint8x16_t)codes);
 #elif defined(__AVX512F__)
     return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)codes);
 #elif defined(__AVX2__)
-    return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(*(const __m128i*)LEVELS), (__m256i)codes);
+    const __m128i table = _mm_add_epi8(*(const __m128i*)LEVELS, _mm_set1_epi8(char(ADDED - 128)));
+    return (vint)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)codes);
 #else
     uint8_t bytes[4 * W];
     std::memcpy(bytes, &codes, sizeof bytes);
@@ -83,7 +93,7 @@ inline const uint8_t* block_of(const Matrix& m, int64_t block, int64_t size) {
 // Piece p of a block of int8 sums of row n, in floats.
 inline vfloat scaled(const Matrix& m, int64_t block, int p, const Operand& x, int64_t n, vint dots) {
     vfloat scale = load((const float*)m.scale + block * LANES + p * W, Full{}) * splat(x.scale[n]);
-    return __builtin_convertvector(dots - splat_int(128 * x.total[n]), vfloat) * scale;
+    return __builtin_convertvector(dots - splat_int(ADDED * x.total[n]), vfloat) * scale;
 }
 
 // Sums of K blocks of 16 outputs, which follow each other, for C rows, in floats.
@@ -101,7 +111,7 @@ struct Blocks {
         const uint8_t* w = block_of(m, block, padded(m.ins) * LANES * 2);
         const float* in = x.x + n * m.ins;
         Fetch ahead(w, padded(m.ins) * LANES * 2, n, C, N, 1, m.next);
-        vfloat odd[C][PIECES] = {};
+        vfloat even[C][PIECES] = {}, odd[C][PIECES] = {};
         int64_t i = 0;
         for (; i + 1 < m.ins; i += 2, w += 64) {
             ahead.step();
@@ -109,15 +119,15 @@ struct Blocks {
                 vint two = load_words(w + p * 4 * W);
                 vfloat low = (vfloat)(two << 16), high = (vfloat)(two & splat_int(-65536));
                 for (int c = 0; c < C; ++c) {
-                    sum[c][p] = fma(low, splat(in[c * m.ins + i]), sum[c][p]);
+                    even[c][p] = fma(low, splat(in[c * m.ins + i]), even[c][p]);
                     odd[c][p] = fma(high, splat(in[c * m.ins + i + 1]), odd[c][p]);
                 }
             }
         }
         for (int p = 0; p < PIECES; ++p)
             for (int c = 0; c < C; ++c) {
-                if (i < m.ins) sum[c][p] = fma((vfloat)(load_words(w + p * 4 * W) << 16), splat(in[c * m.ins + i]), sum[c][p]);
-                sum[c][p] = sum[c][p] + odd[c][p];
+                if (i < m.ins) even[c][p] = fma((vfloat)(load_words(w + p * 4 * W) << 16), splat(in[c * m.ins + i]), even[c][p]);
+                sum[c][p] = even[c][p] + odd[c][p];
             }
     }
 
@@ -130,7 +140,7 @@ struct Blocks {
         for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
             ahead.step();
             vint weights[K * PIECES];
-            for (int p = 0; p < K * PIECES; ++p) weights[p] = load_words(w + p / PIECES * size + p % PIECES * 4 * W);
+            for (int p = 0; p < K * PIECES; ++p) weights[p] = load_bytes(w + p / PIECES * size + p % PIECES * 4 * W);
             for (int c = 0; c < C; ++c)
                 for (int p = 0; p < K * PIECES; ++p) dots[c][p] = dot4(dots[c][p], weights[p], four_of(q + c * x.width + i));
         }
@@ -147,7 +157,7 @@ struct Blocks {
         for (int64_t g = 0; g < groups; ++g, scale += LANES) {
             vint dots[C][PIECES];
             for (int c = 0; c < C; ++c)
-                for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-128 * x.sums[(n + c) * (x.width / GROUP) + g]);
+                for (int p = 0; p < PIECES; ++p) dots[c][p] = splat_int(-ADDED * x.sums[(n + c) * (x.width / GROUP) + g]);
             for (int step = 0; step < 4; ++step, w += 64) {
                 ahead.step();
                 for (int p = 0; p < PIECES; ++p) {
@@ -177,8 +187,9 @@ inline void put(const Matrix& m, int64_t block, int p, vfloat sum, float* y, boo
 
 template <Format format>
 void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
+    constexpr int SUMS = format == Format::bfloat16 && W == 8 ? 2 : ROWS;  // of bfloat16 a row has two, of even and of odd inputs
     auto some = [&](int64_t block, auto blocks) {
-        by_rows<ROWS>(0, N, [&](int64_t n, auto rows) {
+        by_rows<SUMS>(0, N, [&](int64_t n, auto rows) {
             constexpr int C = decltype(rows)::value, K = decltype(blocks)::value;
             Blocks<format, C, K> found;
             found.run(m, block, x, n, N);

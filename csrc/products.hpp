@@ -10,7 +10,7 @@
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
 
-constexpr int DOT_ROWS = W == 16 ? 6 : 4, DOT_OUTS = W == 16 ? 4 : 2;  // sums of a float32 tile fill the registers
+constexpr int DOT_ROWS = W == 16 ? 6 : W == 8 ? 3 : 4, DOT_OUTS = W >= 8 ? 4 : 2;  // sums of a float32 tile fill the registers
 #if defined(__AMX_INT8__)
 constexpr bool TILES = true;
 #else
@@ -26,13 +26,13 @@ inline void dot_tile(const float* w, const float* x, int64_t ins, float* y, int6
         vfloat in[C];
         for (int c = 0; c < C; ++c) {
             in[c] = load(x + c * ins + i, m);
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
             asm("" : "+v"(in[c]));  // keeps it in a register: reading it again for every output would take the load ports
 #endif
         }
         for (int r = 0; r < R; ++r) {
             vfloat weight = load(w + r * ins + i, m);
-            __builtin_prefetch(w + R * (ins + i) + r * W);  // the next tile's, from its beginning to its end
+            if (r * W % 16 == 0) __builtin_prefetch(w + R * (ins + i) + r * W);  // lines of the next tile, from its beginning to its end
             for (int c = 0; c < C; ++c) dots[r][c] = fma(weight, in[c], dots[r][c]);
         }
     });
@@ -49,12 +49,13 @@ inline void multiply_float(const Matrix& m, const Operand& x, int64_t N, float* 
     constexpr int64_t TILE = 64;  // outputs whose weights stay in the second-level cache
     for (int64_t tile = begin; tile < end; tile += TILE) {
         int64_t last = tile + TILE < end ? tile + TILE : end;
-        by_rows<DOT_ROWS>(0, N, [&](int64_t n, auto rows) {
-            constexpr int C = decltype(rows)::value, R = C == 1 ? 4 : DOT_OUTS;
+        auto some = [&](int64_t n, auto rows) {
+            constexpr int C = decltype(rows)::value, R = C == 1 ? 4 : W == 8 && C == 4 ? 2 : DOT_OUTS;
             int64_t o = tile;
             for (; o + R <= last; o += R) dot_tile<R, C>(w + o * m.ins, x.x + n * m.ins, m.ins, y + n * m.outs + o, m.outs, add);
             for (; o < last; ++o) dot_tile<1, C>(w + o * m.ins, x.x + n * m.ins, m.ins, y + n * m.outs + o, m.outs, add);
-        });
+        };
+        N == 4 ? by_rows<4>(0, N, some) : by_rows<DOT_ROWS>(0, N, some);  // four read the weights from memory in one go
     }
 }
 

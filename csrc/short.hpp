@@ -95,14 +95,14 @@ struct Short : Looking {
         return count;
     }
 
-    // x (K) / scale in two signed halves of `wide` bytes each, 256 high + low; sums of both, negative and times 128: what the
-    // 128 that are added to keys come to.
+    // x (K) / scale in two signed halves of `wide` bytes each, 256 high + low; sums of both, negative and times ADDED: what
+    // is added to keys comes to.
     float halve(const float* x, int8_t* halves, int32_t* less) const {
         const float top = largest(x, m.K), by = top > 1e-30f ? LARGEST / top : 0;
         vint sums[2] = {};
         std::memset(halves, 0, 2 * wide);
         lanes(m.K, [&](int64_t i, auto l) { put_halves(nearest(load(x + i, l) * splat(by)), halves + i, wide, sums, l); });
-        for (int half = 0; half < 2; ++half) less[half] = -128 * total(sums[half]);
+        for (int half = 0; half < 2; ++half) less[half] = -ADDED * total(sums[half]);
         return top / LARGEST;
     }
 
@@ -136,7 +136,7 @@ struct Short : Looking {
                     for (int half = 0; half < 2; ++half) sums[c][r][half] = splat_int(less[r][half]);
             for (int64_t i = 0; i < wide; i += 4)
                 for (int c = 0; c < C; ++c) {
-                    const vint keys = load_words(s[c].key + i * LANES + p * 4 * W);
+                    const vint keys = load_bytes(s[c].key + i * LANES + p * 4 * W);
                     for (int r = 0; r < Q; ++r)
                         for (int half = 0; half < 2; ++half)
                             sums[c][r][half] = dot4(sums[c][r][half], keys, four_of(halves + (2 * r + half) * wide + i));
@@ -172,7 +172,7 @@ struct Short : Looking {
             }
         const float largest = max(top), by = largest > 1e-30f ? LARGEST / largest : 0;
         for (int64_t j = 0; j < count * LANES; j += W) put_halves(nearest(load(score + j, Full{}) * splat(by)), halves + j, room, sums, Full{});
-        for (int half = 0; half < 2; ++half) less[half] = -128 * total(sums[half]);
+        for (int half = 0; half < 2; ++half) less[half] = -ADDED * total(sums[half]);
         int64_t all = 0;
         for (int i = 0; i < W; ++i) all += all_shares[i];
         return largest / LARGEST / (float(all) / fixed);
@@ -199,7 +199,7 @@ struct Short : Looking {
                 const int8_t* share = halves + b * LANES;
                 for (int64_t j = 0; j < LANES; j += 4, value += 4 * wide, share += 4)
                     for (int g = 0; g < G; ++g) {
-                        const vint values = load_words(value + g * W * 4);
+                        const vint values = load_bytes(value + g * W * 4);
                         for (int r = 0; r < Q; ++r)
                             for (int half = 0; half < 2; ++half) sums[r][half][g] = dot4(sums[r][half][g], values, four_of(share + (2 * r + half) * room));
                     }

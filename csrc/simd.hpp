@@ -199,6 +199,11 @@ inline void sum4(vfloat a, vfloat b, vfloat c, vfloat d, float* to) {
     all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
     all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
     _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), all)));
+#elif defined(__AVX2__)
+    auto halves = [](vfloat x) { return _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1)); };
+    auto pairs = [](__m128 x, __m128 y) { return _mm_add_ps(_mm_movelh_ps(x, y), _mm_movehl_ps(y, x)); };
+    __m128 ab = pairs(halves(a), halves(b)), cd = pairs(halves(c), halves(d));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
 #else
     to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
 #endif

@@ -61,7 +61,7 @@ inline Estimate estimate(const Sketch& sketch, const Operand& x, int64_t n, int6
     for (int64_t i = 0; i < padded(rough.ins); i += 4, w += 64) {
         ahead.step();
         for (int p = 0; p < PIECES; ++p) {
-            vint weights = load_words(w + p * 4 * W);
+            vint weights = load_bytes(w + p * 4 * W);
             a[p] = dot4(a[p], weights, four_of(high + i));
             b[p] = dot4(b[p], weights, four_of(low + i));
         }
@@ -69,8 +69,8 @@ inline Estimate estimate(const Sketch& sketch, const Operand& x, int64_t n, int6
     Estimate found;
     for (int p = 0; p < PIECES; ++p) {
         const int64_t o = block * LANES + p * W;
-        vfloat fine = __builtin_convertvector(b[p] - splat_int(128 * x.sums[n * (x.width / GROUP)]), vfloat);
-        vfloat whole = fma(__builtin_convertvector(a[p] - splat_int(128 * x.total[n]), vfloat), splat(256), fine);
+        vfloat fine = __builtin_convertvector(b[p] - splat_int(ADDED * x.sums[n * (x.width / GROUP)]), vfloat);
+        vfloat whole = fma(__builtin_convertvector(a[p] - splat_int(ADDED * x.total[n]), vfloat), splat(256), fine);
         found.about[p] = whole * (load((const float*)rough.scale + o, Full{}) * splat(x.scale[n]));
         found.radius[p] = fma(load(sketch.lost + o, Full{}), splat(x.size[n]),
                               fma(load(sketch.kept + o, Full{}), splat(x.slip[n]), splat(1e-30f)));

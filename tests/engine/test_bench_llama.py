@@ -83,7 +83,8 @@ def timed(contenders, **how):
     return Rounds({name: [1.0 if "int8" in name else 2.0 if "flash" in name else 5.0] for name in contenders})
 
 
-def test_rows_are_those_of_the_faster_attention(paths, monkeypatch):
+@pytest.mark.parametrize(("isa", "targets"), [("vnni", [3.0, None, None]), ("avx2", [2.8, None, 1.0])])
+def test_rows_are_those_of_the_faster_attention(isa, targets, paths, monkeypatch):
     rivals, checked = [], []
     monkeypatch.setattr(llama, "turns", timed)
 
@@ -95,11 +96,13 @@ def test_rows_are_those_of_the_faster_attention(paths, monkeypatch):
     monkeypatch.setattr(llama, "check", lambda model, found, tokens: checked.append(list(found)))
     with torch.inference_mode():
         engines = {name: engine_of(build(preset("tiny")).eval(), "int8") for name in ("one int8", "two int8")}
+        for engine in engines.values():
+            engine.isa = isa
         rows = llama._rows(engines, None, {"Q8_0": paths["Q8_0"]}, tokens_of((1, 256), 4096), "gpt2-tiny", 32)
     assert checked == [["Q8_0", "Q8_0, flash attention"]] and [r.sequences for r in rivals] == [1, 1, 16, 16]
     assert not any(r.open for r in rivals) and len(rows) == 8
     for name, (*measured, read) in {"one": rows[:4], "two": rows[4:]}.items():
-        assert [r["target"] for r in measured] == [3.0, None, None]
+        assert [r["target"] for r in measured] == targets
         assert all(r["name"].endswith(f"{name} int8 against gpt2-tiny Q8_0, flash attention") for r in measured)
         assert all(r["ratio"] == r["value"] / r["against"] == 2 for r in measured)
         assert read["against"] == pytest.approx(paths["Q8_0"].stat().st_size / 1e6, rel=1e-3)

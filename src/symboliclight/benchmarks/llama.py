@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight.benchmarks import decode, gpt2_gguf
+from symboliclight.benchmarks import asked, decode, gpt2_gguf
 from symboliclight.benchmarks.curves import many
 from symboliclight.benchmarks.harness import Rounds, row, turns, write
 from symboliclight.config import preset
@@ -31,7 +31,6 @@ from symboliclight.model import build
 KINDS = {"float32": ("F32",), "bfloat16": ("BF16", "F16"), "int8": ("Q8_0",), "int4": ("Q4_0",)}
 DRIFT = {"F32": 0.002, "F16": 0.005, "BF16": 0.02, "Q8_0": 0.05, "Q4_0": 0.4}  # root mean square, relative
 ATTENTION = {"": False, ", flash attention": True}
-ASKED = 3.0  # times its decode speed
 BATCH = 16
 # GCC 12 leaves out what llama.cpp writes on its stack for the instruction that sets up AMX tiles.
 REBUILD = "CXXFLAGS='-fno-tree-dse -fno-dse' pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python"
@@ -168,12 +167,13 @@ def run(directory: Path, quick: bool = False) -> Path:
                 gpt2_gguf.write(rival, path, kind)
                 files[kind] = path.stat().st_size
             engines = {f"{name} {p}": decode.engine_of(model, p) for name, model in models.items()}
+            isa = next(iter(engines.values())).isa
             rows += _rows(engines, rival, paths, tokens, theirs, prompt)
             for path in paths.values():
                 path.unlink()
-    features = library.llama_print_system_info().decode().split(" = 1 | ")
-    return write("llama", rows, directory, threads=threads, quick=quick, context=decode.CONTEXT, file_bytes=files,
-                 llama_cpp_python=library.__version__, features=[f.split(" : ")[-1] for f in features if f.strip()])
+    features = [f.split(" : ")[-1] for f in library.llama_print_system_info().decode().split(" = 1 | ") if f.strip()]
+    return write("llama", rows, directory, threads=threads, quick=quick, isa=isa, context=decode.CONTEXT,
+                 file_bytes=files, llama_cpp_python=library.__version__, features=features)
 
 
 def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], tokens: np.ndarray,
@@ -182,10 +182,10 @@ def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], 
     text, texts, threads = tokens[:, :prompt], many(tokens, BATCH), torch.get_num_threads()
     rows: list[dict[str, Any]] = []
 
-    def against(what: str, name: str, found: Rounds, tokens_a_run: int, asked: float | None = None) -> None:
+    def against(what: str, name: str, found: Rounds, tokens_a_run: int, target: float | None = None) -> None:
         best = min((n for n in found.seconds if n not in engines), key=found.median)
         rows.append(row(f"{what}, {name} against {theirs} {best}", "tokens/s", tokens_a_run / found.median(name),
-                        tokens_a_run / found.median(best), found.faster(name, best), asked))
+                        tokens_a_run / found.median(best), found.faster(name, best), target))
 
     with _started(paths, threads, 1, 512) as rivals:
         check(model, rivals, tokens[:, :64])
@@ -198,9 +198,9 @@ def _rows(engines: Mapping[str, Engine], model: Any, paths: Mapping[str, Path], 
                        {n: r.decoder(texts) for n, r in rivals.items()})
     size = min(path.stat().st_size for path in paths.values())
     for name, engine in engines.items():
-        against("decode", name, one, decode.TOKENS, ASKED)
+        against("decode", name, one, decode.TOKENS, asked.decode(engine))
         against(f"decode, batch {BATCH}", name, batch, BATCH * decode.TOKENS)
-        against(f"prefill of {prompt} tokens", name, read, prompt)
+        against(f"prefill of {prompt} tokens", name, read, prompt, asked.prefill(engine))
         touched = sum(decode.bytes_per_token(engine, tokens).values())
         rows.append(row(f"bytes read a token, {name}, against the file of {theirs}", "MB", touched / 1e6, size / 1e6,
                         size / touched))
