@@ -20,8 +20,10 @@ inline void by_rows(int64_t first, int64_t n, F f) {
 }
 
 // Weights and keys of 8 bits lie in memory with 128 added. Most sums are of them as they lie: they hold ADDED times the sum of the
-// inputs too much. AVX2 alone multiplies sizes of inputs by signed weights, whose products in pairs then fit in 16 bits.
-#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+// inputs too much. AVX2 alone multiplies sizes of inputs by signed weights, whose products in pairs then fit in 16 bits; the dot
+// product of Arm is of signed by signed.
+#if (defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)) || \
+    (defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8))
 constexpr int32_t ADDED = 0;
 #else
 constexpr int32_t ADDED = 128;
@@ -31,10 +33,8 @@ constexpr int32_t ADDED = 128;
 inline vint dot4(vint sum, vint weights, int32_t four) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
     return (vint)vusdotq_s32((int32x4_t)sum, (uint8x16_t)weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
-#elif defined(__ARM_FEATURE_DOTPROD)  // signed by signed: of weights - 128, and 128 times the activations on top
-    const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four)), top = vdupq_n_s8(-128);
-    const int32x4_t more = vdotq_s32(vdupq_n_s32(0), top, a);  // the same for all weights: computed once
-    return (vint)vsubq_s32(vdotq_s32((int32x4_t)sum, veorq_s8((int8x16_t)weights, top), a), more);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (vint)vdotq_s32((int32x4_t)sum, (int8x16_t)weights, vreinterpretq_s8_s32(vdupq_n_s32(four)));
 #elif defined(__AVX512VNNI__)
     return (vint)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(four));
 #elif defined(__AVX512F__)
@@ -65,7 +65,7 @@ inline vint load_bytes(const uint8_t* p) { return load_words(p) ^ splat_int(ADDE
 // The LEVELS that the bytes of `codes` number, for dot4.
 inline vint levels(vint codes) {
 #if defined(__aarch64__)
-    return (vint)vqtbl1q_u8(vld1q_u8(LEVELS), (uint8x16_t)codes);
+    return (vint)vqtbl1q_u8(vsubq_u8(vld1q_u8(LEVELS), vdupq_n_u8(uint8_t(128 - ADDED))), (uint8x16_t)codes);
 #elif defined(__AVX512F__)
     return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(*(const __m128i*)LEVELS), (__m512i)codes);
 #elif defined(__AVX2__)
