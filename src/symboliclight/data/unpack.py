@@ -40,7 +40,8 @@ def open_members(path: Path, on_read: Callable[[int], None]) -> Iterator[Member]
     if path.suffix.lower() == ZIP:
         yield from _zipped(path, on_read)
         return
-    with io.BufferedReader(_Tap(path, on_read), _BLOCK) as stored:
+    tap: Any = _Tap(path, on_read)
+    with io.BufferedReader(tap, _BLOCK) as stored:
         packed = path.suffix.lower() in PACK_SUFFIXES
         yield Member(str(path), data_suffix(path), _unpacked(stored, path.suffix), None if packed else path)
 
@@ -53,6 +54,7 @@ def _zipped(path: Path, on_read: Callable[[int], None]) -> Iterator[Member]:
                 if info.is_dir():
                     continue
                 name = Path(info.filename)
+                file: Any  # a typed IO is less than it is
                 with archive.open(info) as file:
                     yield Member(f"{path}/{name}", data_suffix(name),
                                  _unpacked(io.BufferedReader(file, _BLOCK), name.suffix), None)
