@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symboliclight import lock
 from symboliclight.data.corpus import (
     SPLITS,
     Corpus,
@@ -180,6 +181,14 @@ def test_a_killed_build_leaves_the_old_corpus_and_the_next_one_clears_up(tmp_pat
     assert partial.exists()
     build_corpus({"d": [a]}, out, CorpusOptions(0, 0), replace=True)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.jsonl", "out"]
+
+
+def test_a_corpus_that_another_process_builds_is_left_to_it(tmp_path):
+    a, out = write(tmp_path / "a.jsonl", ["one"]), tmp_path / "out"
+    (tmp_path / ".out.partial").mkdir()
+    with lock.held(tmp_path / ".out.lock", out), pytest.raises(lock.InUse, match="out is in use by process"):
+        build_corpus({"d": [a]}, out)
+    assert (tmp_path / ".out.partial").exists()
 
 
 def test_a_corpus_moved_aside_by_a_killed_replacement_comes_back(tmp_path):
