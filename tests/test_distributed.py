@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from symboliclight import lock
 from symboliclight.checkpoint import MODEL, OPTIMIZER
 from symboliclight.config import DataConfig, RunConfig, TrainConfig, save_json
 from symboliclight.distributed import ALONE, Group
@@ -94,6 +95,14 @@ def test_two_processes_take_the_steps_of_one_and_go_on_with_its_run(run, command
     finished(command(run, 2, "one"))
     assert logged(tmp_path / "one") == logged(tmp_path / "two")
     assert_equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_a_group_is_refused_a_folder_in_use_by_all_its_processes(run, command, tmp_path):
+    with lock.held(tmp_path / "run" / lock.NAME, tmp_path / "run"):
+        done = subprocess.run(command(run, 2, "run"), capture_output=True, text=True, timeout=200)
+        assert not (tmp_path / "run" / "run.json").exists()
+    assert done.returncode != 0
+    assert f"run is in use by process {os.getpid()} since" in done.stderr and "Connection closed" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")

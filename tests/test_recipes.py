@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from symboliclight import recipes
+from symboliclight import lock, recipes
 from symboliclight.recipes import Demo, demo, sentence
 from symboliclight.report import comparison_rows, site_groups
 
@@ -61,6 +61,12 @@ def test_a_second_demo_in_the_same_folder_trains_nothing_again_and_finds_the_sam
     for first, second in zip(result["runs"], again["runs"], strict=True):
         assert first["eval"]["mean"] == second["eval"]["mean"] and first["metrics"] == second["metrics"]
     assert result["samples"] == again["samples"]
+
+
+def test_a_demo_that_another_process_works_on_is_left_to_it(tmp_path):
+    with lock.held(tmp_path / lock.NAME, tmp_path), pytest.raises(lock.InUse, match="is in use by process"):
+        demo(tmp_path, Demo(), lambda text: nullcontext())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sentence_ends_where_a_sentence_ends(small_tokenizer):

@@ -15,8 +15,9 @@ import torch
 from symboliclight.checkpoint import MODEL, OPTIMIZER, STATE
 from symboliclight.config import DataConfig, RunConfig, TrainConfig, from_dict, to_dict
 from symboliclight.errors import InputError
+from symboliclight.lock import InUse
 from symboliclight.ops import events
-from symboliclight.train import train
+from symboliclight.train import loop, train
 from symboliclight.train.folder import truncate_metrics
 
 STEPS = 60
@@ -165,6 +166,45 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(begun, tmp_path):
     train(short, tmp_path / "early", device="cpu", tensorboard=False)
     assert logged(tmp_path / "early") == logged(directory)
     assert sorted(p.name for p in (tmp_path / "early").iterdir()) == sorted(p.name for p in directory.iterdir())
+
+
+def test_data_that_are_gone_are_asked_for_not_built_again(begun, tmp_path):
+    short, directory = begun
+    gone = replace(short, data=replace(short.data, directory=str(tmp_path / "gone")))
+    refused((gone, directory), r"no token shards in .*gone, .* with --data NEW")
+    with pytest.raises(InputError, match=r"gone/manifest\.json: .*; make the folder with"):
+        train(gone, tmp_path / "new", device="cpu", tensorboard=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_second_process_is_refused_at_once_and_the_first_is_not_disturbed(run, tmp_path):
+    longer, out = replace(run, train=replace(run.train, tokens=100 * run.train.tokens)), tmp_path / "run"
+    first = start(longer, out)
+    wait_for_step(first, out, 1)
+    again = [sys.executable, "-m", "symboliclight", "train", "--out", str(out)]
+    second = subprocess.run(again, capture_output=True, text=True, timeout=100)
+    assert first.poll() is None, "the first run was over before the second began"
+    assert (second.returncode, second.stdout, second.stderr.count("\n")) == (2, "", 1)
+    assert f"{out} is in use by process {first.pid} since 20" in second.stderr
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=100)
+    assert first.returncode == 0, errors
+    steps = [line["step"] for line in logged(out) if line["event"] == "train"]
+    assert steps == list(range(3, steps[-1] + 1, 3))
+    assert not (out / ".lock").exists()
+
+
+def test_a_run_that_was_taken_over_writes_no_more(run, tmp_path, monkeypatch):
+    real = loop.step
+
+    def step(*args):
+        (tmp_path / "run" / ".lock").unlink(missing_ok=True)
+        return real(*args)
+
+    monkeypatch.setattr(loop, "step", step)
+    with pytest.raises(InUse, match=r"run was taken over by another process"):
+        train(run, tmp_path / "run", device="cpu", tensorboard=False)
+    assert [p.name for p in (tmp_path / "run").glob("step-*")] == ["step-00000000"]
 
 
 def test_the_data_may_move(begun, small_shards, tmp_path):

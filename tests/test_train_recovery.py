@@ -1,5 +1,6 @@
 """A run survives divergence, signals and a full disk."""
 
+import errno
 import os
 import signal
 
@@ -102,16 +103,20 @@ def test_a_signal_ends_the_step_saves_and_can_be_resumed(run, tmp_path, monkeypa
         assert ends[0].keys() == ends[1].keys() and all(torch.equal(x, ends[1][key]) for key, x in ends[0].items())
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "advice"), [
+    (errno.ENOSPC, "free some space$"), (errno.EDQUOT, "free some space$"), (errno.EROFS, "make the .* writable"),
+    (errno.EACCES, "get the permission to write there"), (errno.EIO, "check the disk")])
+def test_a_disk_that_takes_no_more_is_one_line_and_the_last_checkpoint_survives(run, tmp_path, monkeypatch, number,
+                                                                                advice):
     real = checkpoint._write_tensors
 
     def full(file, tensors, metadata):
         if "step-00000008" in str(file):
-            raise OSError(28, "No space left on device")
+            raise OSError(number, os.strerror(number))
         real(file, tensors, metadata)
 
     monkeypatch.setattr(checkpoint, "_write_tensors", full)
-    with pytest.raises(InputError, match=r"step-00000008: No space left on device"):
+    with pytest.raises(InputError, match=rf"step-00000008: {os.strerror(number)}; .*{advice}"):
         go(run, tmp_path / "run")
     monkeypatch.undo()
     assert os.readlink(tmp_path / "run" / "last") == "step-00000004"

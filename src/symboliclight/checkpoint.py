@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from symboliclight.atomic import remedy
 from symboliclight.config import ModelConfig, from_dict, load_json, save_json
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import FILE_NAME as TOKENIZER
@@ -78,8 +79,8 @@ def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any] 
         os.replace(partial, directory)
         _sync_one(directory.parent)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write checkpoint {directory}: {_reason(error)}; earlier checkpoints are untouched, "
-                         "free some space and go on from there") from error
+        raise InputError(f"cannot write checkpoint {directory}: {_reason(error)}; earlier checkpoints are untouched; "
+                         f"to go on from there, {remedy(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         _recover(directory)

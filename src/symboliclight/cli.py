@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import symboliclight
-from symboliclight.errors import InputError, Slow
+from symboliclight.errors import InputError, LeftOut, Slow
 
 COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "serve", "import_", "export", "demo", "study", "raster",
             "energy", "neuro", "bench", "info")
@@ -39,7 +39,7 @@ _as_python_does = warnings.formatwarning
 
 def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
     """Ours as one line; those of libraries as Python shows them."""
-    if issubclass(category, Slow):
+    if issubclass(category, (Slow, LeftOut)):
         return f"symboliclight: warning: {message}\n"
     return _as_python_does(message, category, *where, **more)
 

@@ -1,4 +1,5 @@
-"""What people are told: the exception "the input is wrong, here is how to mend it", and the warning "this is slow"."""
+"""What people are told: the exception "the input is wrong, here is how to mend it", and the warnings "this is slow" and
+"this is left out"."""
 
 
 class InputError(ValueError):
@@ -15,3 +16,7 @@ class Diverged(InputError):
 
 class Slow(RuntimeWarning):
     """Something was asked for that works, but far slower than another way, which the message names."""
+
+
+class LeftOut(UserWarning):
+    """A part of the input is not read; the message names it."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from symboliclight import plots
+from symboliclight import lock, plots
 from symboliclight.atomic import write_atomic
 from symboliclight.budget import FEWEST, Budget, agreed, schedule
 from symboliclight.config import DataConfig, RunConfig, TrainConfig, preset
@@ -53,8 +53,13 @@ class Demo:
 def demo(out: Path, options: Demo, stage: Stage, started: float | None = None) -> dict[str, Any]:
     """Run or continue the demo in folder `out`; returns what is also written as out/result.json.
 
-    `started`: when its minutes began, by time.perf_counter; None: now.
+    `started`: when its minutes began, by time.perf_counter; None: now. Raises `InUse` if another process works on it.
     """
+    with lock.held(out / lock.NAME, out):
+        return _demo(out, options, stage, started)
+
+
+def _demo(out: Path, options: Demo, stage: Stage, started: float | None) -> dict[str, Any]:
     started = time.perf_counter() if started is None else started
     corpus, shards = prepare(out, stage)
     budget = agree(out, options, shards, started, stage)

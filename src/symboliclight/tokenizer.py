@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from symboliclight.atomic import write_atomic
+from symboliclight.atomic import remedy, write_atomic
 from symboliclight.errors import InputError
 
 FILE_NAME = "tokenizer.model"  # inside a checkpoint or a shard folder
@@ -75,7 +75,7 @@ class Tokenizer:
         try:
             write_atomic(path, self._model)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+            raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed, {remedy(error)}") from error
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of `text`. The text of a special piece such as `<|user|>` gives that piece's id.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from symboliclight import cli
+from symboliclight.errors import LeftOut
 
 DEMO = Path(cli.__file__).parent / "data" / "demo"
 
@@ -59,6 +60,19 @@ def test_sources_may_be_named_and_joined(run, tmp_path):
     info = json.loads(run("corpus", "info", tmp_path / "out", "--json")[1])
     assert code == 0
     assert {name: d["splits"]["train"]["documents"] for name, d in info["domains"].items()} == {"x": 2, "y": 1}
+
+
+def test_as_text_reads_what_is_refused_otherwise_and_what_a_folder_leaves_out_is_said(run, tmp_path):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "page.html").write_text("<p>text</p>")
+    (tmp_path / "pages" / "rows.jsonl").write_text('{"text": "row"}\n')
+    fractions = ("--validation", 0, "--test", 0)
+    with pytest.warns(LeftOut, match=r"left out of .*page\.html"):
+        assert run("corpus", "build", "--source", f"a={tmp_path}/pages", "--out", tmp_path / "out", *fractions)[0] == 0
+    code, _, err = run("corpus", "build", "--source", f"a={tmp_path}/pages", "--out", tmp_path / "all", "--as", "text",
+                       *fractions)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "all" / "train" / "a.jsonl").read_text() == '{"text": "<p>text</p>"}\n{"text": "row"}\n'
 
 
 def test_info_shows_corpus_and_shards_in_numbers_that_agree_with_json(run, built):
@@ -123,6 +137,8 @@ def test_encode_and_decode_are_inverse_through_pipes(run, built, monkeypatch):
     (["corpus", "build", "--source", "a=nowhere.txt", "--out", "o"], "nowhere.txt"),
     (["corpus", "build", "--source", "a=bin.txt", "--out", "o"], "bin.txt is binary"),
     (["corpus", "build", "--source", "a=empty.txt", "--out", "o"], "empty.txt is empty"),
+    (["corpus", "build", "--source", "a=page.html", "--out", "o"], "page.html: files that end in .html are not read"),
+    (["corpus", "build", "--source", "a=table.csv", "--out", "o"], "table.csv has no column 'text'; choose one with"),
     (["corpus", "build", "--source", "a=cut.txt.xz", "--out", "o"], "cut.txt.xz is damaged"),
     (["corpus", "demo", "--out", "o", "--test", "2"], "--validation and --test"),
     (["corpus", "shards", ".", "--tokenizer", "t", "--out", "o"], "corpus.json"),
@@ -134,6 +150,8 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, argv,
     monkeypatch.chdir(tmp_path)
     Path("bin.txt").write_bytes(b"\0\1\2\n")
     Path("empty.txt").touch()
+    Path("page.html").write_text("<p>text</p>")
+    Path("table.csv").write_text("id,content\n1,a\n")
     Path("cut.txt.xz").write_bytes(lzma.compress(b"text" * 100)[:-8])
     code, out, err = run(*argv)
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symboliclight import lock
 from symboliclight.data.corpus import (
     SPLITS,
     Corpus,
@@ -22,7 +23,7 @@ from symboliclight.data.corpus import (
     split_of,
 )
 from symboliclight.data.files import FORMAT
-from symboliclight.errors import InputError
+from symboliclight.errors import InputError, LeftOut
 
 words = st.lists(st.sampled_from(["春", "眠", "dog", "cat", "x  y", "7"]), min_size=1, max_size=4).map(" ".join)
 
@@ -121,7 +122,8 @@ def test_invalid_documents_are_dropped_and_counted(tmp_path):
 def test_each_file_of_a_folder_is_a_domain_of_its_own(tmp_path):
     for name in ["en.txt", "zh.txt", "en.jsonl", "SOURCES.md", "stats.json"]:
         (tmp_path / name).write_text("{}")
-    sources = folder_sources(tmp_path)
+    with pytest.warns(LeftOut, match="stats.json"):
+        sources = folder_sources(tmp_path)
     assert {name: [f.name for f in files] for name, files in sources.items()} == {
         "en": ["en.jsonl", "en.txt"], "zh": ["zh.txt"]}
 
@@ -166,7 +168,7 @@ def test_a_killed_build_leaves_the_old_corpus_and_the_next_one_clears_up(tmp_pat
     build_corpus({"d": [a]}, out, CorpusOptions(0, 0))
     process = subprocess.Popen([sys.executable, "-c", (
         "from symboliclight.data import corpus\n"
-        "corpus.find_files = lambda path: [path]\n"
+        "corpus.find_files = lambda path, read: [path]\n"
         "corpus.read_documents = lambda *a: (str(i) for i in iter(int, 1))\n"  # never ends
         f"corpus.build_corpus({{'d': ['x']}}, {str(out)!r}, replace=True)")])
     partial = tmp_path / ".out.partial" / "train" / "d.jsonl"
@@ -179,6 +181,14 @@ def test_a_killed_build_leaves_the_old_corpus_and_the_next_one_clears_up(tmp_pat
     assert partial.exists()
     build_corpus({"d": [a]}, out, CorpusOptions(0, 0), replace=True)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.jsonl", "out"]
+
+
+def test_a_corpus_that_another_process_builds_is_left_to_it(tmp_path):
+    a, out = write(tmp_path / "a.jsonl", ["one"]), tmp_path / "out"
+    (tmp_path / ".out.partial").mkdir()
+    with lock.held(tmp_path / ".out.lock", out), pytest.raises(lock.InUse, match="out is in use by process"):
+        build_corpus({"d": [a]}, out)
+    assert (tmp_path / ".out.partial").exists()
 
 
 def test_a_corpus_moved_aside_by_a_killed_replacement_comes_back(tmp_path):

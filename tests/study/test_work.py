@@ -125,6 +125,8 @@ def test_a_locked_run_is_left_to_its_process(do, study_file, small_shards, tmp_p
         assert mine and is_locked(lock)
         outcome = do(2)
     assert outcome.locked == ["v1-s1-t640"] and outcome.done == ["v1-s2-t640"]
+    with locked(tmp_path / "work" / "runs" / lock.name / ".lock"):  # trained there without the study
+        assert do(1).locked == ["v1-s1-t640"]
     assert do(2).done == ["v1-s1-t640"]
 
 

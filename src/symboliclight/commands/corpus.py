@@ -21,10 +21,13 @@ from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
 
 _BUILD = """
-Sources are text, .jsonl or .parquet, plain or .gz/.xz/.zst; folders, which are searched for .txt .text .md .rst .jsonl
-and .parquet (hidden files and README, SOURCES, LICENSE... are left out); and hf:ID[:CONFIG[:SPLIT]] for `datasets`.
-Text must be UTF-8: documents with invalid bytes are dropped and counted, because replaced characters would be learnt;
-a file without one valid document, an empty or a binary file is refused. Exact duplicates are dropped over all domains.
+Sources are plain text and source code; .jsonl, .ndjson and .json (an array of records, or lines); .csv, .tsv and
+.parquet, of which one column is read; all of these in .gz, .xz, .zst, .bz2 or .zip; folders, also of links, which are
+searched for .txt .text .md .rst and the data formats (hidden files and README, SOURCES, LICENSE... are left out, and so
+are JSON files and tables without the text field, which is said); and hf:ID[:CONFIG[:SPLIT]] for `datasets`. Files of
+other kinds are refused, unless --as text reads them as they are. Text is UTF-8, or UTF-16 with a byte-order mark:
+documents with invalid bytes are dropped and counted, because replaced characters would be learnt; a file without one
+valid document, an empty or a binary file is refused. Exact duplicates are dropped over all domains.
 Documents are assigned to train, validation and test by their SHA-256.
 """
 
@@ -38,7 +41,9 @@ def add(commands: Any) -> None:
                        help="a domain and its files, folders or hf: ids; may be repeated")
     build.add_argument("--source-dir", metavar="DIR", help="a folder in which each file is a domain of its own")
     build.add_argument("--text-field", default="text", metavar="FIELD",
-                       help="field of jsonl, parquet and hf: records that holds the text (default: text)")
+                       help="field or column of records and tables that holds the text (default: text)")
+    build.add_argument("--as", choices=("text",), dest="kind",
+                       help="read files of kinds that are not known, .html for example, as plain text; of folders, all")
     build.add_argument("--whole-files", action="store_true",
                        help="text files: one document a file (default: documents are separated by blank lines)")
     build.add_argument("--min-bytes", type=int, default=1, metavar="N",
@@ -82,10 +87,10 @@ def _run_build(args: argparse.Namespace) -> None:
         if not (name and equals and all(paths.split(","))):
             raise InputError(f"--source {source} must look like NAME=PATH or NAME=PATH,PATH")
         sources.setdefault(name, []).extend(paths.split(","))
-    for name, files in (folder_sources(args.source_dir) if args.source_dir else {}).items():
+    read = ReadOptions(args.text_field, args.whole_files, as_text=args.kind == "text")
+    for name, files in (folder_sources(args.source_dir, read) if args.source_dir else {}).items():
         sources.setdefault(name, []).extend(files)
-    _build(sources, args, min_bytes=args.min_bytes,
-           read=ReadOptions(text_field=args.text_field, whole_files=args.whole_files))
+    _build(sources, args, min_bytes=args.min_bytes, read=read)
 
 
 def _run_demo(args: argparse.Namespace) -> None:
@@ -95,7 +100,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 def _build(sources: dict[str, list[str | Path]], args: argparse.Namespace, min_bytes: int, read: ReadOptions) -> None:
     paths = [path for group in sources.values() for path in group]
     remote = any(str(path).startswith("hf:") for path in paths)
-    total = None if remote else sum(file.stat().st_size for path in paths for file in find_files(path))
+    total = None if remote else sum(file.stat().st_size for path in paths for file in find_files(path, read))
     with byte_progress("reading", total) as on_read:
         options = CorpusOptions(args.validation, args.test, min_bytes, replace(read, on_read=on_read))
         corpus = build_corpus(sources, args.out, options, args.replace)

@@ -84,7 +84,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
     if not base["data"]["directory"]:
         raise InputError("--data is missing: name a folder of token shards, written by `symboliclight corpus shards`")
     if args.preset or not source:
-        base["model"]["vocab_size"] = Shards.open(base["data"]["directory"]).vocab_size
+        base["model"]["vocab_size"] = Shards.of_run(base["data"]["directory"], stored).vocab_size
     fields = _fields(args)
     for name, value in fields.items():
         _put(base, name, value)

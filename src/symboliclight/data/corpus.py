@@ -88,10 +88,10 @@ def demo_sources() -> dict[str, list[str | Path]]:
     return folder_sources(Path(__file__).parent / "demo")
 
 
-def folder_sources(folder: str | Path) -> dict[str, list[str | Path]]:
+def folder_sources(folder: str | Path, read: ReadOptions | None = None) -> dict[str, list[str | Path]]:
     """Each data file of a folder as a domain of its own, named by the file name up to its first dot."""
     sources: dict[str, list[str | Path]] = {}
-    for path in find_files(folder):
+    for path in find_files(folder, read):
         sources.setdefault(path.name.split(".")[0], []).append(path)
     return sources
 
@@ -155,7 +155,8 @@ def _build_domain(name: str, paths: Sequence[str | Path], folder: Path, seen: se
     """Write the three files of one domain and return its part of the manifest."""
     if not _DOMAIN.fullmatch(name):
         raise InputError(f"domain name {name!r} must consist of letters, digits, and _ . + - only")
-    inputs = [file for path in paths for file in ([path] if str(path).startswith("hf:") else find_files(path))]
+    inputs = [file for path in paths
+              for file in ([path] if str(path).startswith("hf:") else find_files(path, options.read))]
     writers = {split: _Writer(folder / split / f"{name}.jsonl") for split in SPLITS}
     dropped = {"invalid": 0, "duplicates": 0, "too_short": 0}
     for text in (document for source in inputs for document in read_documents(source, options.read)):

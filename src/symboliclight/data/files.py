@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
+from symboliclight import lock
+from symboliclight.atomic import remedy, write_atomic
 from symboliclight.errors import InputError
 
 FORMAT = 1  # of manifests; raised when a field changes meaning
@@ -21,9 +22,15 @@ def whole_folder(out: str | Path, manifest: str, replace: bool = False) -> Itera
 
     After a failure or a kill `out` is as it was before; what a killed run left behind is cleared by the next one.
     Raises `InputError` if `out` holds something and `replace` is false, or if it has no `manifest`: a folder that was
-    not made here is never replaced.
+    not made here is never replaced; and `InUse` if another process is writing it.
     """
     out = Path(out)
+    with lock.held(out.parent / f".{out.name}{lock.NAME}", out), _whole(out, manifest, replace) as partial:
+        yield partial
+
+
+@contextmanager
+def _whole(out: Path, manifest: str, replace: bool) -> Iterator[Path]:
     partial, old = (out.parent / f".{out.name}.{word}" for word in ("partial", "old"))
     if old.exists() and not out.exists():  # killed between the two renames below
         os.replace(old, out)
@@ -37,7 +44,8 @@ def whole_folder(out: str | Path, manifest: str, replace: bool = False) -> Itera
             os.replace(out, old)
         os.replace(partial, out)
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; nothing was changed") from error
+        raise InputError(f"cannot write {out}: {error.strerror or error}; nothing was changed, "
+                         + remedy(error, "choose another --out")) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -56,6 +56,14 @@ class Shards:
             raise InputError(f"{path / MANIFEST} does not describe shards; make them with: {_MADE_BY}") from error
         return shards
 
+    @classmethod
+    def of_run(cls, path: str | Path, run_file: Path) -> "Shards":
+        """Open the data of a run. Raises `InputError` with the way out if it was begun before and they have moved."""
+        if run_file.exists() and not (Path(path) / MANIFEST).exists():
+            raise InputError(f"there are no token shards in {path}, and the run in {run_file.parent} needs those it "
+                             "was begun with; say where they are now with --data NEW (data.directory)")
+        return cls.open(path)
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         return Tokenizer.load(self.path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from symboliclight.atomic import remedy
 from symboliclight.config import ModelConfig
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.lines import allocated, lined
@@ -92,7 +93,7 @@ class State:
             save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, part)
             os.replace(part, path)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot write {path}: {error}; check the folder and free space") from error
+            raise InputError(f"cannot write {path}: {error}; {remedy(error)}") from error
 
     @staticmethod
     def load(path: str | Path, config: ModelConfig) -> "State":

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
+from symboliclight.atomic import remedy, write_atomic
 from symboliclight.config import RunConfig, from_dict
 from symboliclight.errors import InputError
 from symboliclight.study.plan import Run, identity, without_place
@@ -55,8 +55,8 @@ class Results:
         try:
             write_atomic(path, f"{{\n{lines}\n}}\n".encode())
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; free some space, or choose another "
-                             "--results") from error
+            raise InputError(f"cannot write {path}: {error.strerror}; "
+                             + remedy(error, "choose another --results")) from error
         self.refresh()
         return path
 

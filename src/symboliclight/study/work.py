@@ -2,24 +2,23 @@
 
     WORK/data/         corpus, tokenizer.model, shards; made once
     WORK/runs/ID/      run folders of `symboliclight.train`; of a finished run the final weights stay
-    WORK/locks/ID      held (flock) by the process that works on the run, until it ends in whatever way
+    WORK/locks/ID      names the process that works on the run, until it ends in whatever way
 
 A run that was interrupted goes on from its last checkpoint, in this process or another.
 """
 
-import fcntl
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from symboliclight import lock
 from symboliclight.checkpoint import LAST, OPTIMIZER, locate
 from symboliclight.config import load_json
 from symboliclight.data.corpus import Corpus, build_corpus
@@ -117,7 +116,11 @@ def work(study: Study, chosen: Sequence[Run], shards: Shards, folder: Path, resu
             if not mine or (old is not None and not _silent(run, old, directory)):
                 (outcome.present if mine else outcome.locked).append(run.name)
                 continue
-            body = old or _perform(run, shards, directory, where, study.split, precision)
+            try:
+                body = old or _perform(run, shards, directory, where, study.split, precision)
+            except lock.InUse:  # somebody trains in its folder without the study
+                outcome.locked.append(run.name)
+                continue
             if body is None:
                 outcome.interrupted = run.name
                 return outcome
@@ -181,26 +184,19 @@ def slim(directory: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock file `path` for the block; yields whether it was free. The system frees it when a process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    """Hold the lock file `path` for the block; yields whether it was free."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            stack.enter_context(lock.held(path, path, wait))
+        except lock.InUse:
             yield False
             return
         yield True
-    finally:
-        os.close(handle)
 
 
 def is_locked(path: Path) -> bool:
     """Whether another process holds the lock now."""
-    if not path.exists():
-        return False
-    with locked(path) as free:
-        return not free
+    return lock.living(path) is not None
 
 
 def seconds_left(chosen: Sequence[Run], results: Results) -> float | None:

@@ -2,6 +2,7 @@
 
     run.json        the configuration, seed, hashes of data and tokenizer, commit and machine; at the end the result
     metrics.jsonl   one line per logged step, validation and rollback
+    .lock           the process that works on it, while it does
     step-00000200/  checkpoints; the newest `train.keep` stay
     last, best      links to two of them, which stay as well
 """
@@ -9,18 +10,21 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from symboliclight import provenance
-from symboliclight.atomic import write_atomic
+from symboliclight import lock, provenance
+from symboliclight.atomic import remedy, write_atomic
 from symboliclight.checkpoint import LAST
 from symboliclight.config import RunConfig, load_json, load_run, to_dict
+from symboliclight.distributed import Group
 from symboliclight.errors import InputError
 
 RUN, BEST = "run.json", "best"
+_OURS = (f"{RUN}.part", lock.NAME)  # may be there before a run begins
 _FREE = ("data.directory", "train.precision")  # fields that may change when a run is resumed
 
 
@@ -44,7 +48,27 @@ def write_run(directory: Path, run: RunConfig, facts: Mapping[str, Any]) -> None
     try:
         provenance.write_result(directory / RUN, {"format": 1, **to_dict(run), "seed": run.train.seed, **facts})
     except OSError as error:
-        raise InputError(f"cannot write {directory / RUN}: {error.strerror}; choose another --out") from error
+        raise InputError(f"cannot write {directory / RUN}: {error.strerror}; "
+                         + remedy(error, "choose another --out")) from error
+
+
+@contextmanager
+def alone_in(directory: Path, group: Group) -> Iterator[lock.Lock | None]:
+    """Keep other processes than those of `group` out of a run folder; the first of them holds the lock.
+
+    Raises `lock.InUse` in all of them if another process works on the run.
+    """
+    refused: InputError | None = None
+    with ExitStack() as stack:
+        mine = None
+        if group.leads:
+            try:
+                mine = stack.enter_context(lock.held(directory / lock.NAME, directory))
+            except InputError as error:
+                refused = error
+        if group.any(refused is not None):
+            raise refused or lock.InUse(f"{directory} cannot be worked on; the first process says why")
+        yield mine
 
 
 def known(directory: Path, run: RunConfig, resume: bool) -> bool:
@@ -58,7 +82,7 @@ def known(directory: Path, run: RunConfig, resume: bool) -> bool:
             raise InputError(f"{directory} holds a run already; choose another --out, or allow it to be resumed")
         _check_same(directory, run)
         return True
-    if directory.exists() and (not directory.is_dir() or any(p.name != f"{RUN}.part" for p in directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or any(p.name not in _OURS for p in directory.iterdir())):
         raise InputError(f"{directory} exists and holds something else; choose another --out")
     return False
 
@@ -103,7 +127,7 @@ def link(directory: Path, name: str, target: Path) -> None:
         os.replace(part, directory / name)
     except OSError as error:
         raise InputError(f"cannot link {directory / name} to {target}: {error.strerror}; "
-                         "free some space, or choose a file system with symbolic links") from error
+                         + remedy(error, "choose a file system with symbolic links")) from error
 
 
 def prune(directory: Path, keep: int) -> None:

@@ -7,6 +7,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from symboliclight.atomic import remedy
 from symboliclight.errors import InputError
 from symboliclight.train.folder import truncate_metrics
 
@@ -35,7 +36,7 @@ class Log:
             truncate_metrics(self._file, step, rollbacks)
             self._lines = self._file.open("a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"cannot write {self._file}: {error.strerror}; free some space and resume") from error
+            raise InputError(f"cannot write {self._file}: {error.strerror}; to resume, {remedy(error)}") from error
         if self._folder is not None:
             self._writer = _tensorboard(self._folder, step + 1)
 
@@ -48,7 +49,7 @@ class Log:
             self._lines.write(json.dumps({"event": event, "step": step, **values}, allow_nan=False) + "\n")
             self._lines.flush()
         except OSError as error:
-            raise InputError(f"cannot write {self._file}: {error.strerror}; free some space and resume") from error
+            raise InputError(f"cannot write {self._file}: {error.strerror}; to resume, {remedy(error)}") from error
         if self._writer is not None:
             for name, value in _numbers(event, values):
                 self._writer.add_scalar(name, value, step)

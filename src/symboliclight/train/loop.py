@@ -24,6 +24,7 @@ from symboliclight.config import RunConfig, to_dict
 from symboliclight.data import Batches, Shards
 from symboliclight.distributed import Group, joined
 from symboliclight.errors import Diverged, InputError
+from symboliclight.lock import Lock
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
 from symboliclight.ops.events import DTYPES, break_evens, set_break_evens
@@ -70,15 +71,16 @@ def train(run: RunConfig, directory: str | Path, *, resume: bool = True, device:
     """Train `run` in folder `directory`, from its last checkpoint if it has one.
 
     SIGINT and SIGTERM end the current step, save and return. `device` is auto, cpu, cuda or cuda:N; `progress` shows
-    a bar on stderr. Raises `InputError` if the folder holds another run (or any, with `resume` false), the data does
-    not fit the configuration, the disk is full, the loss diverges more than `train.max_rollbacks` times, or the run was
-    begun in bfloat16, this device emulates that and `train.precision` is "auto".
+    a bar on stderr. Raises `InputError` if the folder holds another run (or any, with `resume` false), another process
+    works on it (`InUse`), the data does not fit the configuration, the disk is full, the loss diverges more than
+    `train.max_rollbacks` times, or the run was begun in bfloat16, this device emulates that and `train.precision` is
+    "auto".
     """
     directory = Path(directory)
     keep_freed_memory()
     with (deterministic(), stop_on_signal() as stop, joined(choose_device(device)) as (group, own),
-          progress_bar(progress and group.leads) as bar):
-        trainer = _Trainer(run, directory, own, tensorboard, group, agreed_precision(run, directory, own, group))
+          folder.alone_in(directory, group) as mine, progress_bar(progress and group.leads) as bar):
+        trainer = _Trainer(run, directory, own, tensorboard, group, agreed_precision(run, directory, own, group), mine)
         trainer.open(resume)
         task = bar.add_task("", total=trainer.total, completed=trainer.progress.step, figures="")
         try:
@@ -95,11 +97,11 @@ class _Trainer:
     """Everything that lives during a run."""
 
     def __init__(self, run: RunConfig, directory: Path, device: torch.device, tensorboard: bool, group: Group,
-                 precision: Precision) -> None:
-        self.wanted, self.precision = run, precision
+                 precision: Precision, mine: Lock | None = None) -> None:
+        self.wanted, self.precision, self.mine = run, precision, mine
         self.run = replace(run, train=replace(run.train, precision=precision))
         self.directory, self.device, self.group = directory, device, group
-        self.shards = Shards.open(run.data.directory)
+        self.shards = Shards.of_run(run.data.directory, directory / folder.RUN)
         self.batches = self._batches(None)
         _check(run, self.shards, group)
         self.tokenizer = self.shards.tokenizer()
@@ -243,6 +245,8 @@ class _Trainer:
         self.saved = self.progress.step
 
     def _write(self, best: bool) -> None:
+        if self.mine:
+            self.mine.check()
         path = folder.checkpoint_path(self.directory, self.progress.step)
         state = {"run": to_dict(self.wanted), "progress": asdict(self.progress), "cursor": self.batches.cursor,
                  "random": random_state(self.device), "break_evens": break_evens()}

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from symboliclight import checkpoint
+from symboliclight.atomic import remedy
 from symboliclight.config import to_dict
 from symboliclight.errors import InputError
 from symboliclight.interop.transformers.card import model_card, read_evaluation
@@ -54,7 +55,8 @@ def export(directory: str | Path, out: str | Path, evaluation: str | Path | None
             shutil.rmtree(out)
         os.replace(partial, out)
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; free some space or choose another --out") from error
+        raise InputError(f"cannot write {out}: {error.strerror}; "
+                         + remedy(error, "choose another --out")) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
