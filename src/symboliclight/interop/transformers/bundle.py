@@ -18,8 +18,8 @@ from symboliclight import __version__
 
 PUBLIC = {"SymbolicLightConfig", "SymbolicLightForCausalLM"}
 MODULES = (  # definitions before their use
-    "errors", "config", "processor",
-    "ops.spike", "ops.lif", "ops.decay", "ops.gated", "ops.conv", "ops.rope", "ops.window", "ops.dropout",
+    "errors", "config", "processor", "ops.spike", "ops.lif", "ops.decay", "ops.gated", "ops.conv", "ops.rope",
+    "ops.window", "ops.dropout", "ops.linears",
     "model.state", "model.encoder", "model.mixer", "model.ffn", "model.head", "model.lm",
     "interop.transformers.configuration", "interop.transformers.cache", "interop.transformers.modeling",
 )
@@ -40,6 +40,16 @@ def window_attention(*args):
 def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
     """y (..., N) of spikes (..., M), 0/1, and weight (N, M)."""
     return F.linear(spikes, weight)
+
+
+def pairs(x: Tensor) -> bool:
+    """Whether both matrices of an FFN are one op: never here."""
+    return False
+
+
+def spiking_pair(x: Tensor, up: Tensor, down: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+    """y (..., N) of x (..., D), up (M, D) and down (N, M)."""
+    return F.linear(spike(F.linear(x, up), threshold, alpha), down)
 
 
 def source_code() -> str:
