@@ -165,7 +165,7 @@ def _read_part(file: Path, framework: Framework) -> tuple[dict[str, Any], dict[s
         with safe_open(file, framework="pt" if framework == "torch" else "np") as reader:
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
             return {name: _widened(x) for name, x in tensors.items()}, reader.metadata() or {}
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # numpy has no bfloat16
         raise InputError(f"{file} needs torch to load: pip install 'symboliclight[train]'") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {file}: {_reason(error)}; it is missing, truncated or foreign, "
