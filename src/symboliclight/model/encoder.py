@@ -1,5 +1,6 @@
 """Token ids -> spikes and the continuous stream (DESIGN section 1, "Encoder")."""
 
+from collections.abc import Callable
 from statistics import NormalDist
 
 import torch
@@ -63,6 +64,11 @@ class EventLinear(nn.Linear):
 
     def forward(self, s: Tensor) -> Tensor:
         return event_linear(s, self.weight)
+
+
+def apply(linear: Callable[[Tensor, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    """W x by `linear`; what stands in place of the matrix, such as the adapter of a fine-tuning, is called instead."""
+    return linear(x, module.weight) if isinstance(module, nn.Linear) else module(x)
 
 
 def reader(config: ModelConfig, outputs: int) -> nn.Linear:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Spike, branch_end, reader, stream_norm, stream_spike
+from symboliclight.model.encoder import Spike, apply, branch_end, reader, stream_norm, stream_spike
 from symboliclight.ops import dropout, event_linear
 
 
@@ -29,5 +29,5 @@ class FeedForward(nn.Module):
         """c (B, T, D), and n where that is not what is read -> c (B, T, D)."""
         f = dropout(self.activation(self.up(self.spike(c if n is None else n))), self.dropout, self.training)
         linear = event_linear if isinstance(self.activation, Spike) else F.linear
-        c = c + linear(f, self.down.weight)
+        c = c + apply(linear, self.down, f)
         return c if self.pre else self.norm(c)
