@@ -142,6 +142,21 @@ def test_rows_may_be_packed_each_in_its_own_way(small_config):
         close(found[2], torch.cat([model(part).logits[0] for part in TOKENS[2:].split([1, 19], 1)]))
 
 
+def test_what_repeats_the_positions_must_agree_with_them(small_config):
+    model = rough(small_config)
+    batch, _ = flattened([7, 3, 10], return_seq_idx=True, return_flash_attn_kwargs=True)
+    plain, _ = flattened([7, 3, 10])
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, model(**plain).logits)
+        for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k"):
+            with pytest.raises(ValueError, match=f"{name} begins documents elsewhere than position_ids"):
+                model(batch["input_ids"], **{name: batch[name]})
+            with pytest.raises(ValueError, match=name):
+                model(batch["input_ids"][:, :5], **{name: batch[name]})
+        one = torch.zeros_like(batch["seq_idx"])
+        assert torch.equal(model(TOKENS[:1], seq_idx=one).logits, model(TOKENS[:1]).logits)
+
+
 @pytest.mark.parametrize("start", [0, 2, 500])
 def test_positions_that_count_on_change_nothing(start, model):
     positions = torch.arange(start, start + 20)[None]
@@ -166,7 +181,8 @@ def test_trainer_keeps_packed_documents_apart(folder, small_config, tmp_path):
     ({"position_ids": torch.tensor([[0, 1, 0, 1]]), "attention_mask": torch.tensor([[0, 1, 1, 1]])}, "with padding"),
     ({"position_ids": torch.zeros(3, 1, 4)}, "position_ids must be"),
     ({"position_ids": torch.arange(3)[None]}, "position_ids must be"),
-    ({"seq_idx": torch.zeros(1, 4)}, "seq_idx"), ({"cu_seq_lens_q": torch.tensor([0, 2, 4])}, "cu_seq_lens_q"),
+    ({"seq_idx": torch.zeros(1, 3)}, "seq_idx"), ({"cu_seq_lens_q": torch.tensor([0, 2, 4])}, "cu_seq_lens_q"),
+    ({"cu_seq_lens_k": torch.tensor([0, 2, 5])}, "cu_seq_lens_k"), ({"num_beams": 2}, "num_beams"),
     ({"token_type_ids": torch.zeros(1, 4)}, "token_type_ids"), ({"output_hidden_states": True}, "output_hidden_states"),
     ({"output_attentions": True}, "output_attentions"), ({"num_logits_to_keep": 1}, "num_logits_to_keep"),
     ({"attention_mask": torch.ones(1, 5)}, r"must be \(1, 4\)"), ({"attention_mask": torch.ones(2, 4)}, r"\(1, 4\)"),

@@ -12,7 +12,9 @@ from symboliclight.interop.transformers.cache import SymbolicLightCache
 from symboliclight.interop.transformers.configuration import SymbolicLightConfig
 from symboliclight.interop.transformers.output import OutputLayer
 from symboliclight.interop.transformers.places import (
+    REPEAT,
     after_padding,
+    check_starts,
     document_starts,
     left_padding,
     present_columns,
@@ -95,13 +97,14 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
     def _read(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None, past_key_values: SymbolicLightCache | None = None,
-        use_cache: bool | None = None, **ignored: Any,
+        use_cache: bool | None = None, **others: Any,
     ) -> tuple[Tensor, SymbolicLightCache | None]:
         """The stream (B, T, D) that the head reads, and the cache after it."""
-        _refuse(input_ids, past_key_values, ignored)
+        _refuse(input_ids, past_key_values, others)
         assert input_ids is not None
         _warn_if_slow(self.encoder.embedding.weight)
-        c, state = self._advance(input_ids, attention_mask, position_ids, past_key_values or SymbolicLightCache())
+        past = past_key_values or SymbolicLightCache()
+        c, state = self._advance(input_ids, attention_mask, position_ids, past, others)
         cache = past_key_values
         if cache is None and (not self.training if use_cache is None else use_cache):
             cache = SymbolicLightCache()
@@ -109,8 +112,8 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
             cache.advance(state, input_ids.shape[1])
         return c, cache
 
-    def _advance(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None, past: SymbolicLightCache
-                 ) -> tuple[Tensor, State]:
+    def _advance(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None, past: SymbolicLightCache,
+                 others: dict[str, Any]) -> tuple[Tensor, State]:
         """The stream (B, T, D) and the state after tokens (B, T) that follow `past`."""
         state, present = past.state, None
         if mask is not None:
@@ -120,10 +123,12 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
                 state = after_padding(state, past.length, left)
             elif bool(left.any()):
                 state = self.initial_state(len(tokens), left)
+        starts = None
         if positions is not None:
             starts = document_starts(positions, present, state, past.length, tokens.shape)
-            if starts is not None:
-                return read_documents(self, tokens, starts)
+        check_starts(starts, tokens.shape, others)
+        if starts is not None:
+            return read_documents(self, tokens, starts)
         c, _, state = self.features(tokens, state)
         return c, state
 
@@ -146,9 +151,11 @@ class SymbolicLightForCausalLM(SymbolicLight, PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # see below
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any,
+    ) -> None:
         """`generate` begins with our cache, which a prompt in pieces (prefill_chunk_size) needs from its first on."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = SymbolicLightCache()
 
@@ -191,15 +198,15 @@ def _warn_if_slow(weight: Tensor) -> None:
             warn_if_emulated()
 
 
-def _refuse(input_ids: Tensor | None, cache: Any, ignored: dict[str, Any]) -> None:
+def _refuse(input_ids: Tensor | None, cache: Any, others: dict[str, Any]) -> None:
     """Raise ValueError naming what cannot be read, and any argument that asks for something and would be ignored."""
-    if input_ids is None or ignored.get("inputs_embeds") is not None:
+    if input_ids is None or others.get("inputs_embeds") is not None:
         raise ValueError("SymbolicLight reads input_ids, not inputs_embeds")
     if cache is not None and not isinstance(cache, SymbolicLightCache):
         raise ValueError(f"past_key_values must be a SymbolicLightCache, got {type(cache).__name__}")
     if cache is not None and cache.state is not None and cache.batch_size != len(input_ids):
         raise ValueError(f"past_key_values holds {cache.batch_size} rows, input_ids {len(input_ids)}")
-    names = [name for name, value in ignored.items() if value is not None and value is not False]
+    names = [name for name, value in others.items()
+             if value is not None and value is not False and name not in REPEAT]
     if names:
-        raise ValueError(f"SymbolicLight has no use for {', '.join(names)}, which would be ignored; leave it out "
-                         "(documents packed into a row are told apart by position_ids alone)")
+        raise ValueError(f"SymbolicLight has no use for {', '.join(names)}, which would be ignored; leave it out")

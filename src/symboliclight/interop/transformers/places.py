@@ -11,6 +11,9 @@ from torch import Tensor
 
 from symboliclight.model.state import State
 
+TELL_APART = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")  # arguments that repeat what position_ids say of documents
+REPEAT = (*TELL_APART, "max_length_q", "max_length_k")
+
 
 def present_columns(mask: Tensor, rows: int, columns: int) -> Tensor:
     """attention_mask (B, columns) as bool. Raises ValueError unless it has 0 or 1 for each column read so far."""
@@ -77,6 +80,24 @@ def document_starts(positions: Tensor, present: Tensor | None, state: State | No
     if present is not None and not bool(present.all()):
         raise ValueError("position_ids start again in a row with padding; pack documents without attention_mask")
     return torch.cat([torch.ones_like(jumps[:, :1]), jumps], 1)
+
+
+def check_starts(starts: Tensor | None, shape: torch.Size, others: dict[str, Any]) -> None:
+    """Raise ValueError unless what else tells documents apart (`TELL_APART`) agrees with position_ids."""
+    for name in [name for name in TELL_APART if others.get(name) is not None]:
+        found = torch.as_tensor(others[name])
+        if name == "seq_idx" and found.shape == shape:
+            begins = torch.cat([torch.ones_like(found[:, :1]), found.diff(dim=1)], 1) != 0
+        elif found.dim() == 1 and int(found[-1]) == shape.numel():
+            begins = torch.zeros(shape, dtype=torch.bool, device=found.device)
+            begins.view(-1)[found[:-1].long()] = True
+        else:
+            raise ValueError(f"{name} does not fit input_ids of shape {tuple(shape)}")
+        alone = torch.zeros_like(begins)
+        alone[:, 0] = True
+        if not torch.equal(begins, alone if starts is None else starts):
+            raise ValueError(f"{name} begins documents elsewhere than position_ids, which must be given and start "
+                             "again with each document")
 
 
 def read_documents(model: Any, tokens: Tensor, starts: Tensor) -> tuple[Tensor, State]:
