@@ -203,6 +203,17 @@ def test_documents_cannot_start_again_behind_a_cache(model):
             model(TOKENS[:, 3:4], past_key_values=cache)
 
 
+def test_generate_reads_new_tokens_behind_a_cache_with_a_mask_and_says_so_without(model):
+    with torch.no_grad():
+        cache = model(TOKENS[:1, :10]).past_key_values
+    options = {"max_new_tokens": 6, "do_sample": False}
+    whole = model.generate(TOKENS[:1, :14], past_key_values=cache.copy(), **options)
+    found = model.generate(TOKENS[:1, 10:14], past_key_values=cache.copy(), attention_mask=torch.ones(1, 14), **options)
+    assert torch.equal(found[:, 4:], whole[:, 14:])
+    with pytest.raises(ValueError, match=r"generate\(\) wants the whole text"):
+        model.generate(TOKENS[:1, 10:14], past_key_values=cache.copy(), **options)
+
+
 def test_what_asks_for_nothing_is_taken(model):
     with torch.no_grad():
         asked = {"output_attentions": False, "output_hidden_states": None, "inputs_embeds": None}

@@ -202,6 +202,9 @@ def _refuse(input_ids: Tensor | None, cache: Any, others: dict[str, Any]) -> Non
     """Raise ValueError naming what cannot be read, and any argument that asks for something and would be ignored."""
     if input_ids is None or others.get("inputs_embeds") is not None:
         raise ValueError("SymbolicLight reads input_ids, not inputs_embeds")
+    if input_ids.dim() != 2 or not input_ids.shape[1]:
+        raise ValueError(f"input_ids must be (rows, columns), one column at least, got {tuple(input_ids.shape)}; "
+                         "beside past_key_values, generate() wants the whole text, or an attention_mask of its length")
     if cache is not None and not isinstance(cache, SymbolicLightCache):
         raise ValueError(f"past_key_values must be a SymbolicLightCache, got {type(cache).__name__}")
     if cache is not None and cache.state is not None and cache.batch_size != len(input_ids):
