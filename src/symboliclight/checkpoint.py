@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from symboliclight.atomic import remedy
 from symboliclight.config import ModelConfig, from_dict, load_json, save_json
 from symboliclight.errors import InputError
+from symboliclight.parts import parts_of, read_parts
 from symboliclight.tokenizer import FILE_NAME as TOKENIZER
 from symboliclight.tokenizer import Tokenizer
 
@@ -151,12 +152,21 @@ def locate(directory: str | Path) -> Path:
 
 
 def read_tensors(file: Path, framework: Framework = "torch") -> tuple[dict[str, Any], dict[str, str]]:
-    """All tensors of a safetensors file, on CPU, and its metadata; in torch, bfloat16 is widened to float32."""
+    """All tensors of a safetensors file, or of its shards, on CPU, and its metadata; half precision is widened."""
+    return read_parts(file, lambda part: _read_part(part, framework))
+
+
+def weight_bytes(directory: str | Path) -> int:
+    """Size on disk of the weights of a checkpoint or exported folder."""
+    return sum(part.stat().st_size for part in parts_of(locate(directory) / MODEL))
+
+
+def _read_part(file: Path, framework: Framework) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with safe_open(file, framework="pt" if framework == "torch" else "np") as reader:
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
             return {name: _widened(x) for name, x in tensors.items()}, reader.metadata() or {}
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # numpy has no bfloat16
         raise InputError(f"{file} needs torch to load: pip install 'symboliclight[train]'") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {file}: {_reason(error)}; it is missing, truncated or foreign, "
@@ -164,7 +174,10 @@ def read_tensors(file: Path, framework: Framework = "torch") -> tuple[dict[str, 
 
 
 def _widened(tensor: Any) -> Any:
-    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+    """float32 in place of half precision, of which it holds every value."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.astype(np.float32) if tensor.dtype.name in ("float16", "bfloat16") else tensor
+    return tensor.float() if str(tensor.dtype) in ("torch.float16", "torch.bfloat16") else tensor
 
 
 def check_tensors(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -38,10 +38,11 @@ class Generation:
 
     def __init__(
         self, model: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int,
-        how: Sampling | None = None, stop: Sequence[str] = (), stop_ids: Collection[int] | None = None, seed: int = 0,
-        state: Any = None,
+        how: Sampling | None = None, stop: Sequence[str] = (), stop_ids: Collection[int] | None = None,
+        seed: int | Sequence[int] = 0, state: Any = None,
     ) -> None:
-        """Row i draws from its own generator with seed + i. `stop_ids`: ids that end a row, by default the eos.
+        """Row i draws from its own generator with seed + i, or seed[i] of a list. `stop_ids`: ids that end a row, by
+        default the eos.
 
         `state` goes on from an earlier text, with one prompt. Raises `InputError` for an empty prompt or stop string.
         """
@@ -51,8 +52,9 @@ class Generation:
             raise InputError(f"a state goes on with one prompt, got {len(prompts)}")
         self.state = state
         self._model, self._prompts = model, prompts
-        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stop, stop_ids, seed + i)
-                      for i, p in enumerate(prompts)]
+        seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stop, stop_ids, own)
+                      for p, own in zip(prompts, seeds, strict=True)]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         tokens, state = self._begin()
@@ -164,12 +166,12 @@ class Row:
 
 def generate(
     model: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, how: Sampling | None = None,
-    stop: Sequence[str] = (), stop_ids: Collection[int] | None = None, seed: int = 0,
+    stop: Sequence[str] = (), stop_ids: Collection[int] | None = None, seed: int | Sequence[int] = 0,
     on_text: Callable[[int, str], None] = lambda row, text: None,
 ) -> list[Completion]:
     """Continue every prompt (ids) by at most `max_tokens`; `on_text` is told (row, text) as it is written.
 
-    The same seed gives the same text; row i of a batch gives what it gives alone with seed + i. See `Generation`.
+    The same seed gives the same text; row i of a batch gives what it gives alone with seed + i (seed[i] of a list).
     """
     run = Generation(model, tokenizer, prompts, max_tokens, how, stop, stop_ids, seed)
     for row, text in run:

@@ -103,6 +103,20 @@ def test_the_code_of_a_folder_computes_what_our_torch_forms_do(changes, bundled,
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
+def test_the_code_of_a_folder_tells_padding_and_documents_apart_too(bundled, small_config):
+    theirs = bundled(bundled.config_class(**dataclasses.asdict(small_config))).eval()
+    tokens, mask = torch.arange(4, 12)[None], torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        alone = theirs(tokens[:, 3:]).logits
+        cache = theirs(tokens[:, :2], attention_mask=mask[:, :2]).past_key_values
+        found = theirs(tokens[:, 2:], attention_mask=mask, past_key_values=cache).logits[:, 1:]
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+        packed = theirs(tokens, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])).logits[:, 3:]
+        torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
+        hidden = theirs.base_model(tokens[:, 3:]).last_hidden_state
+        torch.testing.assert_close(theirs.get_output_embeddings()(hidden), alone, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_registered_comes_before_the_code_of_a_folder(folder):
     assert type(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)) is SymbolicLightForCausalLM
 

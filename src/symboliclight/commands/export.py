@@ -65,7 +65,7 @@ def _checkpoint(args: argparse.Namespace) -> None:
     dtype = getattr(torch, args.precision)
     tensors = {name: x.to(dtype) if x.dtype == torch.float32 else x for name, x in model.state_dict().items()}
     checkpoint.save(args.out, model.config, tensors, tokenizer)
-    size = (args.out / checkpoint.MODEL).stat().st_size
+    size = checkpoint.weight_bytes(args.out)
     if args.json:
         print_json({"format": "checkpoint", "precision": args.precision, "bytes": size})
     else:
@@ -138,8 +138,8 @@ def _runtime(args: argparse.Namespace) -> None:
     from symboliclight import engine
 
     engine.export(args.model, args.out, args.precision, _moments(args))
-    before = (checkpoint.locate(args.model) / checkpoint.MODEL).stat().st_size
-    after = (args.out / checkpoint.MODEL).stat().st_size
+    before = checkpoint.weight_bytes(args.model)
+    after = checkpoint.weight_bytes(args.out)
     quality = _report(args) if args.data else None
     if args.json:
         print_json({"precision": args.precision, "bytes_before": before, "bytes": after}

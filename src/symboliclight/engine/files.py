@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 
 from symboliclight.errors import InputError
+from symboliclight.parts import read_parts
 
 DTYPES = {name: np.dtype(code) for name, code in
-          (("F32", "<f4"), ("BF16", "<u2"), ("I64", "<i8"), ("U16", "<u2"), ("U8", "u1"), ("I8", "i1"))}
+          (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"), ("F64", "<f8"), ("I64", "<i8"), ("U16", "<u2"),
+           ("U8", "u1"), ("I8", "i1"))}
 MAX_HEADER = 100_000_000  # bytes, as the format says
 
 
 def map_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read-only arrays that lie in the file, and its metadata. Raises `InputError` for anything but a sound file."""
+    """Read-only arrays that lie in the file or in its shards, and its metadata; half precision is widened.
+
+    Raises `InputError` for anything but sound files.
+    """
+    return read_parts(file, _map)
+
+
+def _map(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with open(file, "rb") as handle:
             size = handle.seek(0, 2)
@@ -59,6 +68,8 @@ def _parse(data: Any, size: int) -> tuple[dict[str, np.ndarray], dict[str, str]]
         array = np.frombuffer(data, dtype, math.prod(shape), body + first).reshape(shape)
         if header[name]["dtype"] == "BF16":  # a checkpoint to save space; packed bfloat16 is U16
             array = (array.astype(np.uint32) << 16).view(np.float32)
+        elif header[name]["dtype"] == "F16":
+            array = array.astype(np.float32)
         tensors[name] = array if array.flags.aligned else array.copy()  # other writers may not align
     if end != size - body:
         raise ValueError("the file is longer than its tensors")

@@ -4,13 +4,16 @@
 harness that look for the entry points `lm_eval.models` need no more than `lm_eval ARGUMENTS`; 0.4.13 does not.
 """
 
+import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lm_eval.models  # noqa: F401 - the harness registers its own models only while there are none
+import numpy as np
 from datasets.exceptions import DatasetsError
 from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
@@ -22,7 +25,7 @@ from tqdm import tqdm
 
 from symboliclight.engine.pack import Precision
 from symboliclight.errors import InputError
-from symboliclight.likelihood import ROWS, TOKENS, loglikelihoods
+from symboliclight.likelihood import ROWS, TOKENS, Pair, loglikelihoods
 from symboliclight.provenance import commit
 from symboliclight.runner import load_runner
 from symboliclight.sampling import Sampling, generate
@@ -30,6 +33,9 @@ from symboliclight.sampling import Sampling, generate
 NAME = "symboliclight"
 TASKS = Path(__file__).with_name("tasks")  # task files of our own
 NEW_TOKENS = 256  # written where a task does not say how many
+OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+ONE = ("num_beams", "num_return_sequences", "n", "best_of")  # options that ask for nothing where they are 1
+ALL = 1 << 30  # tokens: the harness's repetition penalty knows no window
 
 
 class HarnessModel(TemplateLM):
@@ -102,27 +108,39 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Score (key, context, continuation) requests; what does not fit into `max_length` is cut on the left."""
-        pairs = [(context[-max(1, self.max_length + 1 - len(continuation)) :], continuation)
-                 for _, context, continuation in requests]
+        return self._sums([list(self._windows(*request[1:])) for request in requests], disable_tqdm)
+
+    def _windows(self, context: list[int], continuation: list[int]) -> Iterator[Pair]:
+        """One pair; where the model cannot read the continuation at once, the harness's windows over it."""
+        if len(continuation) <= getattr(self.model, "context_limit", len(continuation)):
+            yield context[-max(1, self.max_length + 1 - len(continuation)) :], continuation
+            return
+        yield from map(make_disjoint_window,
+                       get_rolling_token_windows(continuation, context[-1], self.max_length, context_len=1))
+
+    def _sums(self, windows: Sequence[Sequence[Pair]], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        """Of each request, the score of its windows together, and whether greedy decoding would write them all."""
+        pairs = [pair for some in windows for pair in some]
         with tqdm(total=len(pairs), desc="continuations", disable=disable_tqdm or None) as bar:
-            return loglikelihoods(self.model, pairs, self.rows, bar.update)
+            found = iter(loglikelihoods(self.model, pairs, self.rows, bar.update))
+        own = [[next(found) for _ in some] for some in windows]
+        return [(sum(score for score, _ in some), all(greedy for _, greedy in some)) for some in own]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, in the harness's windows of `max_length` tokens; each token counts once."""
-        windows, owner = [], []
-        for i, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0], add_special_tokens=False)
-            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append((None, *make_disjoint_window(window)))
-                owner.append(i)
-        out = [0.0] * len(requests)
-        for i, (score, _) in zip(owner, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
-            out[i] += score
-        return out
+        texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        windows = [[make_disjoint_window(window) for window in
+                    get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)]
+                   for ids in texts]
+        return [score for score, _ in self._sums(windows, disable_tqdm)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each text until one of its stop strings; contexts leave room for what is to be written."""
-        out = [""] * len(requests)
+        """Continue each text until one of its stop strings; contexts leave room for what is to be written.
+
+        Each request draws from a generator of its own, see `request_seeds`. Raises `InputError` for generation options
+        that would be ignored.
+        """
+        out, seeds = [""] * len(requests), request_seeds(requests)
         kinds: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             kinds.setdefault(repr(request.args[1]), []).append(i)
@@ -136,18 +154,42 @@ class HarnessModel(TemplateLM):
                 for at in range(0, len(group), rows):
                     batch = group[at : at + rows]
                     texts = generate(self.model, self._tokenizer, [ids[i] for i in batch], written, _sampling(options),
-                                     [stop for stop in options["until"] if stop])
+                                     [stop for stop in options["until"] if stop], seed=[seeds[i] for i in batch])
                     for i, completion in zip(batch, texts, strict=True):
                         out[i] = completion.text
                     bar.update(len(batch))
         return out
 
 
+def request_seeds(requests: Sequence[Any]) -> list[int]:
+    """Of each request a seed made of the harness's seed, its text and options, and how often it came before.
+
+    So an answer does not depend on the batch, and a task's `repeats`, which are the same request again, all differ.
+    The harness tells models no seed; it sets that of torch, or of numpy where there is no torch.
+    """
+    torch, times = sys.modules.get("torch"), Counter[str]()
+    start = torch.initial_seed() if torch else np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    seeds = []
+    for request in requests:
+        asked = repr(request.args)
+        text = repr((start, asked, times[asked]))
+        times[asked] += 1
+        seeds.append(int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little"))
+    return seeds
+
+
 def _sampling(options: Any) -> Sampling:
-    if not options.get("do_sample"):
-        return Sampling(temperature=0)
-    return Sampling(float(options["temperature"]), int(options.get("top_k", 0)), float(options.get("top_p", 1.0)),
-                    float(options.get("min_p", 0.0)))
+    """What the harness's generation options ask for. Raises `InputError` where one would be ignored."""
+    asked = {name: value for name, value in options.items() if value is not None and value is not False}
+    for name, value in asked.items():
+        if name not in OPTIONS and not (name in ONE and value == 1):
+            raise InputError(f"generation option {name}={value!r} is not among those that are known here: "
+                             f"{', '.join(OPTIONS)}; leave it out of generation_kwargs")
+    penalty = float(asked.get("repetition_penalty", 1))
+    if not asked.get("do_sample"):
+        return Sampling(temperature=0, repetition_penalty=penalty, repetition_window=ALL)
+    return Sampling(float(asked.get("temperature", 1)), int(asked.get("top_k", 0)), float(asked.get("top_p", 1)),
+                    float(asked.get("min_p", 0)), penalty, ALL)
 
 
 def _device(wanted: str | None) -> str:

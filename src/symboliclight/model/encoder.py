@@ -1,5 +1,6 @@
 """Token ids -> spikes and the continuous stream (DESIGN section 1, "Encoder")."""
 
+from collections.abc import Callable
 from statistics import NormalDist
 
 import torch
@@ -68,6 +69,11 @@ class EventLinear(nn.Linear):
 def watched(*modules: nn.Module) -> bool:
     """Whether a hook waits for what one of these modules reads or gives, so that it must be called by itself."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
+def apply(linear: Callable[[Tensor, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    """W x by `linear`; what stands in place of the matrix, such as the adapter of a fine-tuning, is called instead."""
+    return linear(x, module.weight) if isinstance(module, nn.Linear) else module(x)
 
 
 def reader(config: ModelConfig, outputs: int) -> nn.Linear:

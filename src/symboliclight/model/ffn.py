@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Spike, branch_end, reader, stream_norm, stream_spike, watched
+from symboliclight.model.encoder import Spike, apply, branch_end, reader, stream_norm, stream_spike, watched
 from symboliclight.ops import dropout, event_linear, pairs, spiking_pair
 
 
@@ -34,13 +34,13 @@ class FeedForward(nn.Module):
     def _plain(self, x: Tensor) -> Tensor:
         f = dropout(self.activation(self.up(x)), self.dropout, self.training)
         linear = event_linear if isinstance(self.activation, Spike) else F.linear
-        return linear(f, self.down.weight)
+        return apply(linear, self.down, f)
 
     def _pairs(self, x: Tensor) -> bool:
         """Whether both matrices can be one op: nobody drops units, learns their threshold or watches them."""
         return (isinstance(self.activation, Spike) and self.activation.threshold_log is None
-                and type(self.up) is nn.Linear and not (self.dropout and self.training)
-                and not watched(self.up, self.activation) and pairs(x))
+                and type(self.up) is type(self.down) is nn.Linear and not (self.dropout and self.training)
+                and not watched(self.up, self.activation, self.down) and pairs(x))
 
     def _paired(self, x: Tensor) -> Tensor:
         assert isinstance(self.activation, Spike)

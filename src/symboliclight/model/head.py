@@ -38,6 +38,11 @@ class Head(nn.Module):
         """W_o (V, D)."""
         return self.tied[0].weight if self.tied else self.out.weight
 
+    @property
+    def adapted(self) -> bool:
+        """Does something else, such as the adapter of a fine-tuning, stand where a weight of `terms` is expected?"""
+        return any(not isinstance(getattr(self, name, None), nn.Linear | None) for name in ("out", "prior_up"))
+
     def terms(self, c: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         """Features f_k, weights W_k and bias b with logits = Σ f_k W_kᵀ + b: what the training loss consumes."""
         if self.prior == "dynamic":
@@ -49,5 +54,9 @@ class Head(nn.Module):
     def forward(self, c: Tensor) -> Tensor:
         """c (..., D) -> logits (..., V)."""
         features, weights, bias = self.terms(c)
+        if self.adapted:  # what stands there must be called
+            logits = F.linear(c, self.weight) if self.tied else self.out(c)
+            logits = logits if len(features) == 1 else logits + self.prior_up(features[1])
+            return logits if bias is None else logits + bias
         logits = F.linear(features[0], weights[0], bias)
         return logits if len(features) == 1 else logits + F.linear(features[1], weights[1])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import EventLinear, branch_end, reader, stream_norm, watched
+from symboliclight.model.encoder import EventLinear, apply, branch_end, reader, stream_norm, watched
 from symboliclight.model.state import LayerState
 from symboliclight.ops import (
     causal_conv,
@@ -61,7 +61,7 @@ class Mixer(nn.Module):
     def remember(self, s: Tensor, past: LayerState, new: LayerState) -> Tensor:
         """The decay path: s (B, T, D) -> (B, T, H, K); fills its part of `new`."""
         assert past.h is not None
-        u = self._convolve("u", event_linear(s, self.tcam.weight), past, new)
+        u = self._convolve("u", apply(event_linear, self.tcam, s), past, new)
         if self.config.decay == "channel":  # heads of width 1
             h, last = decay_scan(u[..., None], self.decay_raw.sigmoid(), past.h.flatten(1)[..., None])
             new.h = last.view(past.h.shape)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from symboliclight import checkpoint
 from symboliclight.errors import InputError
+from symboliclight.parts import parts_of
 
 try:
     import h5py
@@ -130,9 +131,10 @@ def order(name: str, nodes: Mapping[str, Any], edges: Sequence[tuple[str, str]])
 def digest(directory: str | Path) -> str:
     """SHA-256 of a checkpoint's weights: which model an export is of."""
     found = hashlib.sha256()
-    with (checkpoint.locate(directory) / checkpoint.MODEL).open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
+    for part in parts_of(checkpoint.locate(directory) / checkpoint.MODEL):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
     return found.hexdigest()
 
 
