@@ -36,6 +36,8 @@ class GPT2State:
         """An independent copy: a fork of the sequences."""
         return self.map(torch.clone)
 
+    __copy__ = copy
+
     @staticmethod
     def batch(states: Sequence["GPT2State"]) -> "GPT2State":
         """One state of many sequences; shorter caches are widened on the left with columns that nobody reads."""

@@ -10,7 +10,6 @@ import re
 import shutil
 import struct
 from collections.abc import Iterator
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,11 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from symboliclight.errors import InputError
-from symboliclight.tokenizer import FILE_NAME, Tokenizer, proto_fields
+from symboliclight.pieces import Kind, proto_fields
+from symboliclight.tokenizer import FILE_NAME, Tokenizer
 
 _PROBE = ("  \t\n\r\n\n if (a==1)\t{ return  'x'; }  2+2=4 1234567 the sun 春天的风，吹过 é e\u0301 😀👍🏽 \u2581 <s> "
           "===== ......")
-
-
-class Kind(IntEnum):
-    """Types of pieces, as sentencepiece_model.proto numbers them."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 class SymbolicLightTokenizer(PreTrainedTokenizerFast):
