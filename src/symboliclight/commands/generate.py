@@ -23,6 +23,7 @@ from symboliclight.interop.datasets import check_samples_folder, save_samples
 from symboliclight.runner import load_runner
 from symboliclight.sampling import Completion, Generation, Sampling
 from symboliclight.tokenizer import Tokenizer
+from symboliclight.turns import reply, turn
 
 NOTICE = """This model was trained to continue text, not to answer. What you write is continued.
 /reset forgets everything, /save FILE keeps the conversation, /exit ends it, Ctrl-C ends a reply."""
@@ -175,9 +176,13 @@ class Chat:
 
     def reply(self, line: str) -> None:
         """Read a line, write the continuation to stdout as it comes; Ctrl-C ends it early."""
-        before = "<|user|>" if self._turns else "\n" if self.text else ""
-        heard = before + line + ("<|end|><|assistant|>" if self._turns else "")
-        prompt = self._unread + self._tokenizer.encode(heard)
+        if self._turns:
+            heard, ids = f"<|user|>{line}<|end|><|assistant|>", turn(self._tokenizer, "user", line)
+            ids += reply(self._tokenizer)
+        else:
+            heard = "\n" * bool(self.text) + line
+            ids = self._tokenizer.encode(heard, special=False)
+        prompt = self._unread + ids
         run = Generation(self._model, self._tokenizer, [prompt], self._max_tokens, self._how, self._stop,
                          self._stop_ids, self._seed, self._state)
         try:

@@ -139,7 +139,7 @@ def _restored(arrays: dict[str, np.ndarray]) -> State:
 
 @contextmanager
 def _held(states: Sequence[State]) -> Iterator[None]:
-    """No other thread takes one of the states meanwhile. Always in one order, so that two threads never wait in a ring."""
+    """No other thread takes one of the states meanwhile. Always in one order, so that none waits in a ring."""
     with ExitStack() as stack:
         for state in sorted(states, key=id):
             stack.enter_context(state._lock)
