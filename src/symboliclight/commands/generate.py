@@ -18,6 +18,7 @@ from symboliclight.commands.models import (
     token_progress,
 )
 from symboliclight.commands.output import print_json
+from symboliclight.commands.streams import utf8_text
 from symboliclight.errors import InputError
 from symboliclight.interop.datasets import check_samples_folder, save_samples
 from symboliclight.runner import load_runner
@@ -92,7 +93,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.prompt_file is not None:
         raise InputError("a prompt and --prompt-file were both given; leave one out")
     if args.prompt is not None:
-        return args.prompt
+        return utf8_text(args.prompt)
     if args.prompt_file is not None:
         return read_text(args.prompt_file)
     if sys.stdin.isatty():
@@ -138,6 +139,8 @@ def _run_chat(args: argparse.Namespace) -> None:
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, args.turns)
     print(NOTICE)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused alone
     while True:
         try:
             line = input("\n> " if sys.stdin.isatty() else "")
@@ -154,7 +157,7 @@ def _run_chat(args: argparse.Namespace) -> None:
                 chat.save(rest.strip())
                 print(f"Written to {rest.strip()}.")
             elif line.strip():
-                chat.reply(line)
+                chat.reply(utf8_text(line))
         except InputError as error:
             print(f"{error}", file=sys.stderr)
 
