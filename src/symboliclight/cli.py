@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import symboliclight
+from symboliclight.commands.streams import OutputError, discard_output, standard_streams
 from symboliclight.errors import InputError, LeftOut, Slow
 
 COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "serve", "import_", "export", "demo", "study", "raster",
@@ -46,15 +47,18 @@ def _format_warning(message: Warning | str, category: type[Warning], *where: Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = parser().parse_args(argv)
     warnings.formatwarning = _format_warning
     try:
-        return args.run(args) or 0
+        with standard_streams():
+            args = parser().parse_args(argv)
+            return args.run(args) or 0
     except InputError as error:
         print(f"symboliclight: error: {error}", file=sys.stderr)
+        if isinstance(error, OutputError):
+            discard_output()
         return 2
     except BrokenPipeError:  # the reader of a pipe has gone; nothing to say and nobody to say it to
-        sys.stderr.close()
+        discard_output()
         return 1
     except KeyboardInterrupt:
         print("symboliclight: interrupted", file=sys.stderr)

@@ -153,9 +153,8 @@ class Row:
         return self._show(len(self._held) - max(lengths, default=0))
 
     def finish(self, why: Finish) -> str:
-        """End the row; what was held back is text after all."""
+        """End the row; what was held back is text after all, but half a character never becomes any."""
         self.done.finish = why
-        self._held += self._stream.flush()
         return self._show(len(self._held))
 
     def _show(self, end: int) -> str:

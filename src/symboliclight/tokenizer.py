@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import sentencepiece as spm
 
 from symboliclight.atomic import remedy, write_atomic
 from symboliclight.errors import InputError
+from symboliclight.pieces import markers, proto_fields, without_markers
 
 FILE_NAME = "tokenizer.model"  # inside a checkpoint or a shard folder
 CONTROL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0, 1, 2, 3
@@ -45,7 +47,7 @@ class Tokenizer:
             raise InputError(f"{name} is not a SentencePiece model, or damaged; restore it from a good copy") from error
         if self._sp.vocab_size() == 0:
             raise InputError(f"{name} is empty; restore it from a good copy")
-        self._model = model
+        self._model, self._name = model, name
         self.hash: str = hashlib.sha256(model).hexdigest()
         self.vocab_size: int = self._sp.vocab_size()
         self.pad_id: int = self._sp.pad_id()  # these are -1 where the model has no such piece
@@ -60,6 +62,16 @@ class Tokenizer:
         self.piece_bytes[self.unk_id] = 0  # stands for text that nobody knows
         # A newline in its own piece and the byte only: nothing merges over it, so lines can be encoded apart.
         self._split_lines = self.exact and sum(b"\n" in b for b in self._bytes) == 2
+        self._markers = markers(model)
+
+    def __copy__(self) -> "Tokenizer":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tokenizer":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._model, self._name)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -77,22 +89,29 @@ class Tokenizer:
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed, {remedy(error)}") from error
 
-    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of `text`. The text of a special piece such as `<|user|>` gives that piece's id.
+    def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = True) -> list[int]:
+        """Ids of `text`. The text of a special piece such as `<|user|>` gives that piece's id; not with special=False,
+        for text of people who must not write turns: there it is spelt in other pieces, and decodes to the same text.
 
         Raises `InputError` for lone surrogates, which are not Unicode text.
         """
         check_unicode(text)
-        ids = self._encode_exact(text) if self.exact else self._sp.encode(text)
+        sp = self._sp if special or not any(m in text for m in self._markers) else self._unmarked
+        ids = self._encode_exact(text, sp) if self.exact else sp.encode(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
-    def _encode_exact(self, text: str) -> list[int]:
+    @cached_property
+    def _unmarked(self) -> spm.SentencePieceProcessor:
+        """The model to which special pieces are text. Made when a text first holds one."""
+        return spm.SentencePieceProcessor(model_proto=without_markers(self._model))
+
+    def _encode_exact(self, text: str, sp: spm.SentencePieceProcessor) -> list[int]:
         ids: list[int] = []
         for i, part in enumerate(text.split(_SPACE)):
             if i:
                 ids += [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
             for chunk in _chunks(part) if self._split_lines else [part]:
-                ids += self._sp.encode(chunk)
+                ids += sp.encode(chunk)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -238,30 +257,6 @@ class _Rules:
         prefix, squeeze = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
         exact = plain and not prefix and not squeeze and bool(trainer.get(35, 0))  # 35: byte fallback
         return cls(exact, "all" if squeeze else "one" if prefix else "none")
-
-
-def proto_fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a protobuf message; nested messages and strings as bytes."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            value |= (message[at] & 127) << shift
-            shift += 7
-            at += 1
-            if message[at - 1] < 128:
-                return value
-
-    while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(key & 7) or varint()
-        yield key >> 3, message[at:at + size]
-        at += size
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -1,12 +1,19 @@
 """State: constant size, fork, batch, rows, save and restore; a state is used once."""
 
+import copy
 import os
+import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import symboliclight.engine
 from symboliclight.engine import State
+from symboliclight.engine import state as module
 from symboliclight.engine.state import wide
 from symboliclight.errors import InputError
 
@@ -40,6 +47,89 @@ def test_forks_do_not_disturb_each_other(engine):
     second, _ = engine(b, fork)
     np.testing.assert_array_equal(first[0], engine(np.append(np.arange(30), a)[None])[0][0, 30:])
     np.testing.assert_array_equal(second[0], engine(np.append(np.arange(30), b)[None])[0][0, 30:])
+
+
+@pytest.mark.parametrize("fork", [copy.copy, copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))])
+def test_every_way_to_copy_a_state_forks_it(engine, fork):
+    _, state = engine(np.arange(30)[None])
+    other = fork(state)
+    assert all(x.ctypes.data % 64 == 0 for x in other.arrays().values() if x.size)
+    first, _ = engine(np.array([[5, 6]]), state)
+    second, _ = engine(np.array([[7, 8]]), other)
+    for logits, tail in ((first, [5, 6]), (second, [7, 8])):
+        np.testing.assert_array_equal(logits[0], engine(np.append(np.arange(30), tail)[None])[0][0, 30:])
+    with pytest.raises(InputError, match="advanced"):
+        fork(state)
+
+
+def slowly(function):
+    """As `function`, with time for other threads to come between it and what follows."""
+    def slow(*arguments):
+        found = function(*arguments)
+        time.sleep(0.005)
+        return found
+    return slow
+
+
+def test_two_threads_never_take_one_state_twice(engine, monkeypatch):
+    def takes(state):
+        try:
+            return state.take() is not None
+        except InputError:
+            return False
+
+    monkeypatch.setattr(State, "arrays", slowly(State.arrays))
+    state = engine.initial_state(1)
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(takes, [state] * 4)) == 1
+
+
+@pytest.mark.parametrize("how", [State.copy, lambda s: s.rows([0]), lambda s: State.batch([s, s]).rows([1]),
+                                 lambda s: pickle.loads(pickle.dumps(s))], ids=["copy", "rows", "batch", "pickle"])
+def test_a_copy_beside_a_call_is_whole(engine, monkeypatch, how):
+    tokens, tail = np.arange(30)[None], np.array([[5]])
+    expected = engine(np.append(tokens, tail)[None])[0][0, -1]
+    _, state = engine(tokens)
+    begun = threading.Event()
+
+    def lined(array, copied=module.lined):
+        begun.set()
+        return slowly(copied)(array)
+
+    monkeypatch.setattr(module, "lined", lined)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(how, state)
+        begun.wait()
+        engine(tail, state)  # waits until the copy is whole
+        np.testing.assert_array_equal(engine(tail, found.result())[0][0, -1], expected)
+
+
+def test_a_state_is_saved_whole_beside_a_call(engine, monkeypatch, tmp_path):
+    tokens, tail = np.arange(30)[None], np.array([[5]])
+    expected = engine(np.append(tokens, tail)[None])[0][0, -1]
+    _, state = engine(tokens)
+    begun = threading.Event()
+
+    def save_file(arrays, path, saved=safetensors.numpy.save_file):
+        begun.set()
+        time.sleep(0.05)
+        saved(arrays, path)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", save_file)
+    with ThreadPoolExecutor(1) as pool:
+        saving = pool.submit(state.save, tmp_path / "state")
+        begun.wait()
+        engine(tail, state)
+        saving.result()
+    np.testing.assert_array_equal(engine(tail, State.load(tmp_path / "state", engine.config))[0][0, -1], expected)
+
+
+def test_an_engine_pickles_as_its_folder(engine, small_checkpoint):
+    again = pickle.loads(pickle.dumps(symboliclight.engine.load(small_checkpoint, "int8", threads=1, sparse=False)))
+    assert (again.precision, again.threads, again.source[3]) == ("int8", 1, False)
+    assert copy.copy(engine) is engine and copy.deepcopy([engine])[0] is engine
+    with pytest.raises(TypeError, match="made from weights in memory"):
+        pickle.dumps(symboliclight.engine.Engine(engine.config, engine.weights, 1))
 
 
 def test_a_state_that_was_advanced_is_refused(engine):

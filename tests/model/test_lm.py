@@ -1,5 +1,6 @@
 """The model: causality, padding, state, switches and gradients."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -214,3 +215,17 @@ def test_mini_and_tiny_are_small_enough_for_a_laptop():
     sizes = {n: sum(p.numel() for p in build(preset(n)).parameters()) for n in ("tiny", "mini")}
     assert 4e6 < sizes["mini"] < 9e6
     assert sizes["tiny"] < 4e6
+
+
+@pytest.mark.parametrize("shape", [{}, {"family": "gpt2", "d_ff": 128}], ids=["symboliclight", "gpt2"])
+def test_no_tokens_are_one_clear_line(small_config, shape):
+    model = build(ModelConfig(**{**vars(small_config), **shape}))
+    for call in (model, model.eval()):
+        with pytest.raises(InputError, match="no tokens to read; give at least one"):
+            call(torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_a_copy_of_a_state_is_a_fork(small_model):
+    with torch.inference_mode():
+        state = small_model(torch.arange(9)[None])[1]
+    assert copy.copy(state).v.data_ptr() != state.v.data_ptr()

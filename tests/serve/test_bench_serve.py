@@ -26,7 +26,8 @@ def test_every_row_is_measured(client, exported, small_tokenizer):
     rows = bench._together(client, "small", 4)
     rows += bench._beside_the_runtime(client, engine.load(exported, threads=1), small_tokenizer, "small", 4)
     rows += bench._first_token(client, "small", 300, small_tokenizer.vocab_size)
-    assert len(rows) == 5 and all(r["value"] > 0 and r["against"] > 0 and r["ratio"] > 0 for r in rows)
+    rows += bench._behind(client, "small", 60_000, small_tokenizer.vocab_size) + bench._kept(client, "small")
+    assert len(rows) == 7 and all(r["value"] > 0 and r["against"] > 0 and r["ratio"] > 0 for r in rows)
 
 
 def test_texts_that_differ_are_not_measured(client, exported, small_tokenizer, monkeypatch):

@@ -1,5 +1,6 @@
 """The server as a process, and requests over a real connection."""
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from symboliclight import engine
+from symboliclight.commands.serve import _listen
 from symboliclight.sampling import Sampling, generate
 
 SERVE = [sys.executable, "-m", "symboliclight.cli", "serve"]
@@ -136,7 +138,47 @@ def test_models_and_figures(server):
     assert 0 < stats["runtime"]["bytes"]["tcam"] < stats["runtime"]["whole"]["tcam"]
 
 
+def test_a_model_is_found_by_its_name(server):
+    assert server.ask("/v1/models/model") == (200, server.ask("/v1/models")[1]["data"][0])
+    assert server.ask("/v1/models/")[1]["object"] == "list"
+    status, answer = server.ask("/v1/models/gpt/4")
+    assert status == 404 and "there is no model gpt/4; this server has model" in answer["error"]["message"]
+
+
+def test_an_accepted_connection_sends_at_once():
+    """By the option of the socket that asyncio makes; without it each answer waits 40 ms for an acknowledgement."""
+    async def accepted():
+        found = asyncio.get_running_loop().create_future()
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport):
+                found.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        async with await asyncio.get_running_loop().create_server(Protocol, sock=_listen("127.0.0.1", 0)) as listening:
+            link = socket.create_connection(listening.sockets[0].getsockname())
+            option = await found
+            link.close()
+        return option
+
+    assert asyncio.run(accepted())
+
+
+def test_a_kept_connection_is_answered_as_fast_as_a_new_one(server):
+    def ask(link):
+        start = time.perf_counter()
+        link.request("POST", "/v1/completions", json.dumps({"prompt": "a", "max_tokens": 1}),
+                     {"Content-Type": "application/json"})
+        link.getresponse().read()
+        return time.perf_counter() - start
+
+    kept = server.connect()
+    seconds = [ask(kept) for _ in range(12)]
+    assert min(seconds[1:]) < 0.035, "every answer took 40 ms: it waited for an acknowledgement"
+
+
 @pytest.mark.parametrize(("path", "body", "status", "message"), [
+    ("/v1/completions", {"prompt": "a", "grammar": "x"}, 400, "grammar is not offered"),
     ("/v1/completions", {"prompt": 5}, 400, "prompt must be"),
     ("/v1/completions", {"prompt": "a", "n": 5}, 400, "n is 5"),
     ("/v1/completions", None, 405, "GET /v1/completions"), ("/v1/embeddings", {"input": "a"}, 404, "POST /v1/embed"),

@@ -122,6 +122,46 @@ def test_running_texts_go_on_while_a_long_prompt_is_read(model, small_tokenizer,
     assert written >= 160 // 8  # at least a token for every piece
 
 
+def test_a_short_prompt_waits_for_one_piece_of_each_long_one(model, small_tokenizer, small_pieces):
+    long = [Told(small_tokenizer, [1] + [300 + i] * 800, max_tokens=1) for i in range(3)]
+    short = Told(small_tokenizer, [1, 310, 311], max_tokens=3)
+    with Writer(Slow(model), 4, Memory(1 << 20)) as writer:
+        writer.submit([t.text for t in long])
+        while not writer.counts.prompt_tokens:
+            time.sleep(0.001)
+        before = writer.counts.prompt_tokens
+        writer.submit([short.text])
+        short.wait()
+        assert writer.counts.prompt_tokens - before <= (4 + 3 + 3) * 8  # a round, those of its tokens, and some luck
+        for told in long:
+            told.wait()
+    for told in [*long, short]:
+        ids, tokens = told.text.prompt, len(told.done[0].ids)
+        assert told.done == generate(model, small_tokenizer, [ids], tokens, HOW, stop_ids=())
+
+
+def test_two_long_prompts_with_one_beginning_are_read_once(model, small_tokenizer, small_pieces):
+    many = [Told(small_tokenizer, [1] + [300] * 399, max_tokens=4) for _ in range(3)]
+    with Writer(model, 4, Memory(1 << 24)) as writer:
+        writer.submit([t.text for t in many])
+        for told in many:
+            told.wait()
+        assert writer.counts.prompt_tokens <= 400 + 2 * 8
+        assert writer.counts.prompt_tokens + writer.counts.cached_tokens == 3 * 400
+    assert many[0].done == many[1].done == generate(model, small_tokenizer, [many[0].text.prompt], 4, HOW, stop_ids=())
+
+
+def test_a_text_of_many_rows_leaves_no_place_empty(model, small_tokenizer):
+    endless, many, late = (Told(small_tokenizer, p, n=n, max_tokens=m)
+                           for p, n, m in (("a", 1, 10**9), ("b", 4, 20), ("c", 1, 5)))
+    with Writer(model, 4, Memory(0)) as writer:
+        writer.submit([endless.text, many.text, late.text])
+        many.wait()  # three of its rows have places, and the fourth takes the first that is free
+        late.wait()
+        endless.text.cancelled = True
+    assert many.done == generate(model, small_tokenizer, [many.text.prompt] * 4, 20, HOW, stop_ids=())
+
+
 def test_a_cancelled_text_makes_room_for_another(model, small_tokenizer):
     endless, waiting = Told(small_tokenizer, "a", max_tokens=10**9), Told(small_tokenizer, "b")
     never = Told(small_tokenizer, "c")
@@ -148,6 +188,20 @@ def test_what_can_never_be_written_is_refused_and_a_full_queue_is_busy(model, sm
         told = Told(small_tokenizer, "a")
         writer.submit([told.text])
         told.wait()
+
+
+class Slow:
+    """A model that takes its time for a call."""
+
+    def __init__(self, model):
+        self.config, self.model = model.config, model
+
+    def initial_state(self, *arguments):
+        return self.model.initial_state(*arguments)
+
+    def last(self, *arguments):
+        time.sleep(0.002)
+        return self.model.last(*arguments)
 
 
 class Broken:
@@ -179,7 +233,13 @@ def test_a_failure_ends_its_texts_and_nothing_else(model, small_tokenizer, how):
         later.wait()
     assert isinstance(bad.events[-1].error, RuntimeError if how == "raise" else InputError)
     assert later.done == generate(model, small_tokenizer, [[1]], 99, greedy, stop_ids=())
-    if how == "nan":
+    if how == "raise":
+        while_read = Told(small_tokenizer, [1, 333, 1])
+        with Writer(Broken(model, how), 4, Memory(0)) as writer:
+            writer.submit([while_read.text])
+            while_read.wait()
+        assert isinstance(while_read.events[-1].error, RuntimeError)
+    else:
         assert good.done == later.done
 
 

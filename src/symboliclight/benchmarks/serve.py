@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ def run(out: Path, quick: bool = False) -> Path:
             rows = _together(client, name, tokens)
             rows += _beside_the_runtime(client, engine.load(folder, threads=threads), tokenizer, name, tokens)
             rows += _first_token(client, name, long, tokenizer.vocab_size)
+            rows += _behind(client, name, 16 * long, tokenizer.vocab_size)
+            rows += _kept(client, name)
     return write("serve", rows, out, threads=threads, clients=CLIENTS, quick=quick)
 
 
@@ -140,3 +143,33 @@ def _first_token(client: Client, name: str, long: int, vocabulary: int) -> list[
     return [*rows, row(f"a client's first token while {CLIENTS - 1} texts are written, against alone, {name} int8", "s",
                        beside.median("beside"), alone.median("alone"),
                        alone.median("alone") / beside.median("beside"))]
+
+
+def _behind(client: Client, name: str, long: int, vocabulary: int) -> list[dict[str, Any]]:
+    """A short prompt behind a long one, which must still be read when the last short one is answered."""
+    alone = turns({"alone": lambda: client.text(max_tokens=1)}, rounds=15)
+    endless = np.random.default_rng(1).integers(300, vocabulary, long).tolist()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.text, prompt=endless, max_tokens=1)
+        time.sleep(0.1)  # it is being read
+        beside = turns({"beside": lambda: client.text(max_tokens=1)}, rounds=15)
+        if first.done():
+            raise InputError("bench serve: the long prompt was read too soon; not measured")
+        first.result()
+    return [row(f"a client's first token behind a prompt of {long} tokens, against alone, {name} int8", "s",
+                beside.median("beside"), alone.median("alone"), alone.median("alone") / beside.median("beside"))]
+
+
+def _kept(client: Client, name: str) -> list[dict[str, Any]]:
+    """Requests of one connection; delayed acknowledgements would cost each of them 40 ms."""
+    link = http.client.HTTPConnection("127.0.0.1", client.port, timeout=600)
+    body = json.dumps({"prompt": PROMPT, "seed": 0, "ignore_eos": True, **asdict(HOW), "max_tokens": 1})
+
+    def ask() -> bytes:
+        link.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        return link.getresponse().read()
+
+    found = turns({"kept": ask, "new": lambda: client.text(max_tokens=1)}, rounds=15)
+    link.close()
+    return [row(f"a request on a kept connection, against one on a new connection, {name} int8", "s",
+                found.median("kept"), found.median("new"), found.faster("kept", "new"))]

@@ -1,7 +1,6 @@
 """`symboliclight demo`: train, compare and explain a tiny bilingual spiking model in a few minutes."""
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from symboliclight.commands.output import print_json
 from symboliclight.errors import InputError
 
 SHIPPED_TOKENS = 60  # of each text by the model that comes with the package
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         err.print(f"[dim]{text}: {time.perf_counter() - start:.0f} s[/]")
 
     result = demo(args.out, options, stage, started)
-    print(json.dumps(result, ensure_ascii=False, indent=1)) if args.json else _show(result, args.out)
+    print_json(result) if args.json else _show(result, args.out)
 
 
 def _show_shipped(console: Console) -> None:

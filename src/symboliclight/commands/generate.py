@@ -18,11 +18,13 @@ from symboliclight.commands.models import (
     token_progress,
 )
 from symboliclight.commands.output import print_json
+from symboliclight.commands.streams import utf8_text
 from symboliclight.errors import InputError
 from symboliclight.interop.datasets import check_samples_folder, save_samples
 from symboliclight.runner import load_runner
 from symboliclight.sampling import Completion, Generation, Sampling
 from symboliclight.tokenizer import Tokenizer
+from symboliclight.turns import reply, turn
 
 NOTICE = """This model was trained to continue text, not to answer. What you write is continued.
 /reset forgets everything, /save FILE keeps the conversation, /exit ends it, Ctrl-C ends a reply."""
@@ -91,7 +93,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.prompt_file is not None:
         raise InputError("a prompt and --prompt-file were both given; leave one out")
     if args.prompt is not None:
-        return args.prompt
+        return utf8_text(args.prompt)
     if args.prompt_file is not None:
         return read_text(args.prompt_file)
     if sys.stdin.isatty():
@@ -137,6 +139,8 @@ def _run_chat(args: argparse.Namespace) -> None:
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, args.turns)
     print(NOTICE)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused alone
     while True:
         try:
             line = input("\n> " if sys.stdin.isatty() else "")
@@ -153,7 +157,7 @@ def _run_chat(args: argparse.Namespace) -> None:
                 chat.save(rest.strip())
                 print(f"Written to {rest.strip()}.")
             elif line.strip():
-                chat.reply(line)
+                chat.reply(utf8_text(line))
         except InputError as error:
             print(f"{error}", file=sys.stderr)
 
@@ -175,9 +179,13 @@ class Chat:
 
     def reply(self, line: str) -> None:
         """Read a line, write the continuation to stdout as it comes; Ctrl-C ends it early."""
-        before = "<|user|>" if self._turns else "\n" if self.text else ""
-        heard = before + line + ("<|end|><|assistant|>" if self._turns else "")
-        prompt = self._unread + self._tokenizer.encode(heard)
+        if self._turns:
+            heard, ids = f"<|user|>{line}<|end|><|assistant|>", turn(self._tokenizer, "user", line)
+            ids += reply(self._tokenizer)
+        else:
+            heard = "\n" * bool(self.text) + line
+            ids = self._tokenizer.encode(heard, special=False)
+        prompt = self._unread + ids
         run = Generation(self._model, self._tokenizer, [prompt], self._max_tokens, self._how, self._stop,
                          self._stop_ids, self._seed, self._state)
         try:

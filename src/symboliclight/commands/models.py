@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from symboliclight.commands.streams import utf8_text
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.errors import InputError
 from symboliclight.runner import SHIPPED
@@ -80,9 +81,17 @@ def add_sampling(parser: argparse._ActionsContainer, seed: bool = True) -> None:
     a("--adaptive", type=float, nargs="?", const=0.5, default=0.0, metavar="NATS",
       help="lower the temperature where the model is sure: T·H/(H+NATS), H the entropy of the next token in nats "
            "(default: off; 0.5 if given without a number)")
-    a("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
+    a("--stop", action="append", default=[], type=_text, metavar="TEXT",
+      help="end before this text; may be given again")
     if seed:
         a("--seed", type=int, default=0, metavar="N", help="the same seed writes the same text (default: 0)")
+
+
+def _text(value: str) -> str:
+    try:
+        return utf8_text(value)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:

@@ -8,6 +8,7 @@ from typing import Any
 from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import label_of
 from symboliclight.commands.output import print_json, print_table
+from symboliclight.commands.streams import utf8_text
 from symboliclight.errors import InputError
 from symboliclight.runner import load_model
 
@@ -39,7 +40,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(f"--units must be positive, got {args.units}")
     if args.model is None:
         raise InputError(NO_MODEL)
-    texts = list(dict.fromkeys(args.texts or SENTENCES))
+    texts = list(dict.fromkeys(map(utf8_text, args.texts or SENTENCES)))
     if not all(texts):
         raise InputError("an empty text has no spikes to draw; give at least a character")
     try:

@@ -87,7 +87,12 @@ def _key(path: str | None) -> str | None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; choose "
                          "others with --host and --port") from error
+    # An answer is two writes, and the second must not wait for the client to acknowledge the first (Nagle's algorithm):
+    # a connection takes the option from here, or from asyncio, which sets it only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listening.detach())
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from symboliclight.commands.output import byte_progress, print_json, print_table
+from symboliclight.commands.streams import print_bytes, utf8_text
 from symboliclight.data.corpus import SPLITS, Corpus
 from symboliclight.data.sample import balanced_sample
 from symboliclight.errors import InputError
@@ -93,7 +94,8 @@ def _run_report(args: argparse.Namespace) -> None:
 
 
 def _run_encode(args: argparse.Namespace) -> None:
-    ids = Tokenizer.load(args.tokenizer).encode(_stdin() if args.text is None else args.text, args.bos, args.eos)
+    text = _stdin() if args.text is None else utf8_text(args.text)
+    ids = Tokenizer.load(args.tokenizer).encode(text, args.bos, args.eos)
     if args.json:
         print_json({"ids": ids})
     else:
@@ -105,11 +107,11 @@ def _run_decode(args: argparse.Namespace) -> None:
     wrong = [word for word in words if not (word.isascii() and word.isdigit())]
     if wrong:
         raise InputError(f"token id {wrong[0]!r} is not a whole number; give ids separated by spaces")
-    text = Tokenizer.load(args.tokenizer).decode([int(word) for word in words])
+    tokenizer, ids = Tokenizer.load(args.tokenizer), [int(word) for word in words]
     if args.json:
-        print_json({"text": text})
-    else:
-        print(text, end="" if not sys.stdout.isatty() else "\n")  # a pipe gets the exact text
+        print_json({"text": tokenizer.decode(ids)})
+    else:  # a pipe gets the exact text, also half a character
+        print_bytes(tokenizer.decode_bytes(ids) + b"\n" * sys.stdout.isatty())
 
 
 def _stdin() -> str:

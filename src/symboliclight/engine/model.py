@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +35,9 @@ def load(directory: str | Path, precision: Precision | None = None, threads: int
     directory = checkpoint.locate(directory)
     config = _config(directory)
     weights = read(directory / checkpoint.MODEL, config, precision, sparse)
-    return Engine(config, weights, threads)
+    model = Engine(config, weights, threads)
+    model.source = (str(directory.resolve()), precision, threads, sparse)
+    return model
 
 
 def export(directory: str | Path, out: str | Path, precision: Precision,
@@ -64,12 +66,17 @@ def _config(directory: Path) -> ModelConfig:
 
 @dataclass
 class Engine:
-    """A loaded model. Calls are serialised; states are independent of it and of each other."""
+    """A loaded model. Calls are serialised; states are independent of it and of each other.
+
+    No text is in it, so `copy.copy` and `copy.deepcopy` give the engine itself. It pickles as the folder that it was
+    loaded from, to be loaded again.
+    """
 
     config: ModelConfig
     weights: Weights
     threads: int | None = None
     isa: str | None = None  # one of `_engine.isas()`; None: the fastest
+    source: tuple[Any, ...] | None = field(default=None, init=False)  # arguments of `load`
 
     def __post_init__(self) -> None:
         try:
@@ -93,6 +100,18 @@ class Engine:
             self._native.matrix(m.site, m.layer, m.format, m.by_input, m.outs, m.ins, m.data, m.scale)
         for site, layer, array in self.weights.vectors:
             self._native.vector(site, layer, array)
+
+    def __copy__(self) -> "Engine":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Engine":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.source is None:
+            raise TypeError("an engine pickles as the folder it was loaded from, and this one was made from weights in "
+                            "memory; use engine.load, or load it where it is needed")
+        return load, self.source
 
     @property
     def precision(self) -> str:

@@ -1,7 +1,9 @@
 """What running sequences leave behind: numpy arrays of fixed size, B sequences in front."""
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ KEYS = ("k", "value", "anchor_k", "anchor_v")  # arrays that may be float32 or 8
 class State:
     """The past of B sequences. A call of the engine takes its state over and advances it in place: `copy` to fork.
 
+    `copy.copy`, `copy.deepcopy` and pickling fork too. Threads may share a state: it is taken over once, before or
+    after a copy of it is whole.
     The key of position j is in slot j mod W of the ring; `position` is negative while a row reads left padding.
     """
 
@@ -40,6 +44,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.taken = False
+        self._lock = threading.RLock()  # held while the arrays are read, and when they change hands
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Name -> array. Raises `InputError` if a call has advanced this state."""
@@ -55,13 +60,15 @@ class State:
 
     def take(self) -> "State":
         """The same arrays under a new owner; this state is not used again."""
-        new = State(**self.arrays())
-        self.taken = True
+        with self._lock:
+            new = State(**self.arrays())
+            self.taken = True
         return new
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "State":
         """A new state with `function` applied to every array; all of them have B in front."""
-        return State(**{name: function(array) for name, array in self.arrays().items()})
+        with self._lock:
+            return State(**{name: function(array) for name, array in self.arrays().items()})
 
     def rows(self, index: Sequence[int] | np.ndarray) -> "State":
         """The state of the given rows, in that order, repeats allowed."""
@@ -71,11 +78,20 @@ class State:
         """An independent copy: a fork of the sequences."""
         return self.map(lined)
 
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "State":
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.copy().arrays(),)
+
     @staticmethod
     def batch(states: Sequence["State"]) -> "State":
         """One state of many sequences from several states of the same model."""
-        each = [state.arrays() for state in states]
-        return State(**{name: lined(np.concatenate([arrays[name] for arrays in each])) for name in each[0]})
+        with _held(states):
+            each = [state.arrays() for state in states]
+            return State(**{name: lined(np.concatenate([arrays[name] for arrays in each])) for name in each[0]})
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +106,8 @@ class State:
         path = Path(path)
         part = path.with_name(path.name + ".part")
         try:
-            save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, part)
+            with self._lock:
+                save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, part)
             os.replace(part, path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {path}: {error}; {remedy(error)}") from error
@@ -114,6 +131,20 @@ class State:
 
 
 NAMES = tuple(field.name for field in fields(State))
+
+
+def _restored(arrays: dict[str, np.ndarray]) -> State:
+    """A state from a pickle, whose arrays lie anywhere."""
+    return State(**{name: lined(array) for name, array in arrays.items()})
+
+
+@contextmanager
+def _held(states: Sequence[State]) -> Iterator[None]:
+    """No other thread takes one of the states meanwhile. Always in one order, so that none waits in a ring."""
+    with ExitStack() as stack:
+        for state in sorted(states, key=id):
+            stack.enter_context(state._lock)
+        yield
 
 
 def key_dtype(c: ModelConfig, precision: str) -> Any:

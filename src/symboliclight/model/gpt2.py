@@ -36,6 +36,8 @@ class GPT2State:
         """An independent copy: a fork of the sequences."""
         return self.map(torch.clone)
 
+    __copy__ = copy
+
     @staticmethod
     def batch(states: Sequence["GPT2State"]) -> "GPT2State":
         """One state of many sequences; shorter caches are widened on the left with columns that nobody reads."""
@@ -122,6 +124,8 @@ class GPT2(nn.Module):
         A training pass that begins without a state keeps no cache and returns None for it. Raises `InputError`
         beyond `max_seq_len` tokens.
         """
+        if not tokens.shape[1]:
+            raise InputError("there are no tokens to read; give at least one, such as the bos")
         length = tokens.shape[1] + (0 if state is None else int(state.position.max()))
         if length > self.context_limit:
             raise InputError(f"GPT-2 reads at most {self.context_limit} tokens (model.max_seq_len), got {length}; "

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
+from symboliclight.errors import InputError
 from symboliclight.model.encoder import Encoder, stream_spike
 from symboliclight.model.ffn import FeedForward
 from symboliclight.model.head import Head
@@ -43,6 +44,8 @@ class SymbolicLight(nn.Module):
     def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, list[Tensor], State]:
         """The stream (B, T, D) that the head reads, the streams after `config.aux_layers`, and the state."""
         B, T = tokens.shape
+        if not T:
+            raise InputError("there are no tokens to read; give at least one, such as the bos")
         config = self.config
         present = None if state is None else _present(state.position, T)
         state = self._fresh(B) if state is None else state

@@ -58,6 +58,8 @@ class State:
         """An independent copy: a fork of the sequences."""
         return self.map(torch.clone)
 
+    __copy__ = copy  # a recorded step writes into the state that it is given (model/graph.py)
+
     @staticmethod
     def batch(states: Sequence["State"]) -> "State":
         """One state of many sequences from several states of the same model."""

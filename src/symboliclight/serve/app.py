@@ -91,11 +91,14 @@ class _Routes:
         return await self._answer(http, chat=True)
 
     async def models(self, http: HttpRequest) -> Response:
+        """All models, which is one, or that of a name."""
         self._admit(http)
-        config = self._service.writer.model.config
-        return JSONResponse({"object": "list", "data": [{
-            "id": self._service.name, "object": "model", "created": 0, "owned_by": "symboliclight",
-            "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model}]})
+        config, wanted = self._service.writer.model.config, http.path_params.get("name") or None
+        model = {"id": self._service.name, "object": "model", "created": 0, "owned_by": "symboliclight",
+                 "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model}
+        if wanted not in (None, self._service.name):
+            raise _Refused(404, f"there is no model {wanted:.60}; this server has {self._service.name}")
+        return JSONResponse(model if wanted else {"object": "list", "data": [model]})
 
     async def health(self, http: HttpRequest) -> Response:
         running, waiting = self._service.writer.load()
@@ -220,7 +223,8 @@ def create_app(service: Service) -> Starlette:
     return Starlette(
         routes=[Route("/v1/completions", routes.completions, methods=["POST"]),
                 Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-                Route("/v1/models", routes.models), Route("/health", routes.health), Route("/stats", routes.stats)],
+                Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
+                Route("/health", routes.health), Route("/stats", routes.stats)],
         exception_handlers={InputError: _refused, _Refused: _refused, Busy: _busy, ClientDisconnect: _gone,
                             HTTPException: _nowhere, Exception: _failed},
     )

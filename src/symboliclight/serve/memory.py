@@ -25,7 +25,7 @@ class Memory:
         """Bytes of all states and their ids."""
         return self._size
 
-    def keep(self, ids: Sequence[int], state: Any) -> None:
+    def keep(self, ids: Sequence[int] | np.ndarray, state: Any) -> None:
         """Remember the state of one sequence after `ids`; nobody else may advance it afterwards."""
         key = _key(ids)
         if key in self._states or len(key) + state.nbytes > self._limit:
@@ -36,7 +36,15 @@ class Memory:
             old, dropped = self._states.popitem(last=False)
             self._size -= len(old) + dropped.nbytes
 
-    def find(self, ids: Sequence[int]) -> tuple[Any, int]:
+    def get(self, ids: Sequence[int] | np.ndarray) -> Any:
+        """The state after exactly these ids, yours to advance; None if it is not remembered."""
+        key = _key(ids)
+        if key not in self._states:
+            return None
+        self._states.move_to_end(key)
+        return self._states[key].copy()
+
+    def find(self, ids: Sequence[int] | np.ndarray) -> tuple[Any, int]:
         """A state that has read the most of the beginning of `ids`, yours to advance, and how many it has read.
 
         (None, 0) if there is none.
@@ -49,5 +57,5 @@ class Memory:
         return self._states[best].copy(), len(best) // 4
 
 
-def _key(ids: Sequence[int]) -> bytes:
+def _key(ids: Sequence[int] | np.ndarray) -> bytes:
     return np.asarray(ids, np.int32).tobytes()

@@ -1,7 +1,7 @@
 """Bodies of requests and answers, in the shape of OpenAI's completion API.
 
-`top_k`, `min_p`, `repetition_penalty`, `repetition_window`, `adaptive` and `ignore_eos` come on top of it; what would
-change the text and is not offered is refused by name.
+`top_k`, `min_p`, `repetition_penalty`, `repetition_window`, `adaptive` and `ignore_eos` come on top of it; which fields
+there are, and what is refused, stands in fields.py.
 """
 
 import secrets
@@ -12,10 +12,10 @@ from typing import Any
 
 from symboliclight.errors import InputError
 from symboliclight.sampling import Completion, Row, Sampling
+from symboliclight.serve.fields import MESSAGE, check_off, heard
 from symboliclight.tokenizer import Tokenizer
+from symboliclight.turns import reply, turn
 
-NOT_OFFERED = ("suffix", "logprobs", "top_logprobs", "echo", "logit_bias", "frequency_penalty", "presence_penalty",
-               "tools", "functions", "response_format", "audio", "modalities")
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -55,14 +55,10 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     """A request from its JSON. Raises `InputError` that names the field."""
     if not isinstance(body, dict):
         raise InputError("the body must be a JSON object")
-    for name in NOT_OFFERED:
-        if body.get(name) not in (None, False, 0, "", [], {}, {"type": "text"}, ["text"]):
-            raise InputError(f"{name} is not offered here; leave it out")
+    body = heard(body, chat)
     n, options = _integer(body, "n", 1), _field(body, "stream_options", {}, dict)
-    if _integer(body, "best_of", n) != n:
-        raise InputError("best_of is not offered here; leave it out")
     if chat:
-        prompts, ends = [tokenizer.encode(conversation(body.get("messages"), defaults.turns), bos=True)], defaults.turns
+        prompts, ends = [conversation(body.get("messages"), defaults.turns, tokenizer)], defaults.turns
     else:
         prompts, ends = _prompts(body.get("prompt"), tokenizer), False
     if not 1 <= n * len(prompts) <= MOST:
@@ -72,7 +68,7 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     if not all(isinstance(s, str) and s for s in stop):
         raise InputError("stop must be text, or a list of texts, none of them empty")
     limit = _integer(body, "max_tokens", defaults.max_tokens)
-    limit = _integer(body, "max_completion_tokens", limit) if chat else limit
+    limit = _integer(body, "max_completion_tokens", limit)
     if not 1 <= limit <= LONGEST:
         raise InputError(f"max_tokens must be positive and at most {LONGEST}, got {limit}")
     seed = _integer(body, "seed", secrets.randbits(32))
@@ -84,36 +80,44 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
                    _field(body, "stream", False, bool), _field(options, "include_usage", False, bool), chat)
 
 
-def conversation(messages: Any, turns: bool) -> str:
-    """The text that a reply to `messages` continues, as `symboliclight chat` writes it.
+def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:
+    """The ids that a reply to `messages` continues, as `symboliclight chat` reads them.
 
     With `turns`, each message stands behind the special piece of its role and before <|end|>. Without, the model only
-    continues text: a message that is not the assistant's begins a new line.
+    continues text: a message that is not the assistant's begins a new line. Contents are text, whatever they hold.
     """
     if not isinstance(messages, list) or not messages:
         raise InputError("messages must be a list with at least one message")
-    text = ""
+    ids, text = [tokenizer.bos_id], ""
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
-            raise InputError(f"each message needs a role of {', '.join(ROLES)}, got {role!r}")
-        said = _content(message.get("content"))
+            raise InputError(f"each message needs a role of {', '.join(ROLES)}, got {role!r:.60}")
+        said = _content(message)
         if turns:
-            text += f"<|{'system' if role == 'developer' else role}|>{said}<|end|>"
+            ids += turn(tokenizer, "system" if role == "developer" else role, said)
         else:
             text += "\n" * (bool(text) and role != "assistant") + said
     if not turns and not text:
         raise InputError("messages hold no text")
-    return text + "<|assistant|>" * turns
+    return ids + (reply(tokenizer) if turns else tokenizer.encode(text, special=False))
 
 
-def _content(content: Any) -> str:
+def _content(message: Mapping[str, Any]) -> str:
     """Text of a message: a string, or parts of type text."""
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+    for name, value in message.items():
+        if name not in ("role", "content"):
+            check_off(name, value, MESSAGE, "messages.")
+    content = message.get("content")
+    if isinstance(content, list) and all(map(_is_text, content)):
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise InputError("the content of a message must be text; this model reads nothing else")
     return content
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
 def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[list[int]]:

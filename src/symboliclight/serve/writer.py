@@ -1,14 +1,16 @@
 """Continuous batching: texts join the batch and leave it between two tokens.
 
-One thread owns the model. A turn of it reads a piece of what waits, then writes a token of every text that runs, all of
-them in one call of the model: they share one reading of its weights. On the runtime a sum has one order whatever the
-batch, so a text is the same, bit for bit, whoever else is written beside it.
+One thread owns the model. A turn of it reads a piece of a prompt, then writes a token of every text that runs, all of
+them in one call of the model: they share one reading of its weights. Prompts are read in a round, a piece each, so that
+a short one waits for one piece of every other, however long they are. On the runtime a sum has one order whatever the
+batch and the pieces, so a text is the same, bit for bit, whoever else is read and written beside it.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,9 +50,17 @@ class Text:
 
 @dataclass(eq=False)
 class _Reading:
+    """A prompt that is being read, then its rows that have no place yet."""
+
     text: Text
-    state: Any  # None: nothing read yet
-    read: int  # tokens
+    state: Any = None  # None: nothing read yet
+    read: int = 0  # tokens
+    joined: int = 0  # rows that have a place
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """All but the last token: that is the first to be read by the batch."""
+        return np.array(self.text.prompt[:-1], np.int32)
 
 
 @dataclass(eq=False)
@@ -87,7 +97,8 @@ class Writer:
 
     def __post_init__(self) -> None:
         self._waiting: deque[Text] = deque()
-        self._reading: _Reading | None = None
+        self._round: deque[_Reading] = deque()  # prompts being read; each has a place for its first row
+        self._read_up: deque[_Reading] = deque()  # prompts that were read, with rows that have no place yet
         self._running: list[_Running] = []
         self._states = slots_of(self.model, self.slots)  # of the running rows, in their order
         self._changed, self._closed = threading.Condition(), False
@@ -121,7 +132,7 @@ class Writer:
 
     def load(self) -> tuple[int, int]:
         """Rows being written, and texts waiting."""
-        return len(self._running), len(self._waiting) + (self._reading is not None)
+        return len(self._running), len(self._waiting) + len(self._round) + len(self._read_up)
 
     def stop(self) -> None:
         """Write no further than the current turn; texts that have not ended are told so."""
@@ -137,7 +148,7 @@ class Writer:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting or self._reading or self._running)
+                self._changed.wait_for(lambda: self._closed or self._waiting or self._round or self._running)
                 if self._closed:
                     break
             try:
@@ -149,66 +160,93 @@ class Writer:
     def _fail(self, error: Exception) -> None:
         with self._changed:
             texts = dict.fromkeys(r.text for r in self._running)
-            texts |= {self._reading.text: None} if self._reading else {}
+            texts |= dict.fromkeys(r.text for r in [*self._round, *self._read_up])
             if self._closed:
                 texts |= dict.fromkeys(self._waiting)
                 self._waiting.clear()
-            self._running, self._states, self._reading = [], slots_of(self.model, self.slots), None
+            self._running, self._states = [], slots_of(self.model, self.slots)
+            self._round.clear()
+            self._read_up.clear()
         for text in texts:
             text.tell(Event(0, error=error))
 
     def _turn(self) -> None:
         self._leave(lambda r: r.text.cancelled)
+        for prompts in (self._round, self._read_up):
+            for gone in [r for r in prompts if r.text.cancelled]:
+                prompts.remove(gone)
+        while self._read_up and self._join(self._read_up[0]):
+            self._read_up.popleft()
         left = PIECE
-        while left > 0 and self._begin():
-            left -= max(1, self._read(left))
+        while left > 0:
+            self._begin()
+            if not self._round:
+                break
+            left -= self._read(self._round[0], left)
         if self._running:
             self._write()
 
-    def _begin(self) -> bool:
-        """Have a prompt to read, if one waits and there is room for its rows."""
-        if self._reading is not None and self._reading.text.cancelled:
-            self._reading = None
-        if self._reading is None:
-            with self._changed:
-                while self._waiting and self._waiting[0].cancelled:
-                    self._waiting.popleft()
-                if not self._waiting or len(self._running) + len(self._waiting[0].rows) > self.slots:
-                    return False
-                text = self._waiting.popleft()
-            state, text.cached = self.memory.find(text.prompt[:-1])
-            self._reading = _Reading(text, state, text.cached)
-            self.counts.texts += 1
-            self.counts.cached_tokens += text.cached
-        return True
+    def _free(self) -> int:
+        """Places that no row has, and no prompt that is being read."""
+        return self.slots - len(self._running) - len(self._round)
 
-    def _read(self, most: int) -> int:
-        """Read on in the prompt, all but its last token: that is the first to be read by the batch. Tokens read."""
-        now = self._reading
-        assert now is not None
-        start, last = now.read, len(now.text.prompt) - 1
-        end = min(start + most, (start // PIECE + 1) * PIECE, last)
-        if start < end:
-            tokens = np.array([now.text.prompt[start:end]], np.int64)
-            _, now.state = next_logits(self.model, tokens, now.state, 1)
+    def _begin(self) -> None:
+        """Let prompts into the round that wait, each to a place; rows of prompts that were read come before them."""
+        with self._changed:
+            while self._waiting and (self._waiting[0].cancelled or (self._free() > 0 and not self._read_up)):
+                text = self._waiting.popleft()
+                if not text.cancelled:
+                    self._round.append(_Reading(text))
+                    self.counts.texts += 1
+
+    def _read(self, now: _Reading, most: int) -> int:
+        """Read on in a prompt, to the next multiple of a piece and at most so many tokens; what it cost in tokens."""
+        if now.state is None:
+            now.state, now.read = self.memory.find(now.ids)
+            self._remembered(now, now.read)
+        start, last = now.read, len(now.ids)
+        piece = min((start // PIECE + 1) * PIECE, last)
+        end = min(start + most, piece)
+        if start < end and (state := self.memory.get(now.ids[:piece])) is not None:
+            now.state, now.read, end = state, piece, piece  # another prompt with the same beginning was faster
+            self._remembered(now, piece - start)
+            most = 0
+        elif start < end:
+            _, now.state = next_logits(self.model, now.ids[None, start:end].astype(np.int64), now.state, 1)
             self.counts.prompt_tokens += end - start
             now.read = end
-            if end == last or end % PIECE == 0:
-                self.memory.keep(now.text.prompt[:end], now.state.copy())
-        if end == last:
-            self._join(now)
-            self._reading = None
-        return end - start
+            if end == piece:
+                self.memory.keep(now.ids[:end], now.state.copy())
+        self._round.popleft()
+        if end < last:
+            self._round.append(now)
+        else:
+            self._read_to_the_end(now)
+        return min(most, max(1, end - start))
 
-    def _join(self, read: _Reading) -> None:
-        text, state = read.text, read.state
-        if state is None:
-            state = padded_state(self.model, np.zeros(1, np.int64))
-        self._states.join(state.rows([0] * len(text.rows)))
-        for i, row in enumerate(text.rows):
-            row.limit(self.model, len(text.prompt))
-            self._running.append(_Running(text, i, text.prompt[-1]))
+    def _remembered(self, now: _Reading, tokens: int) -> None:
+        now.text.cached += tokens
+        self.counts.cached_tokens += tokens
+
+    def _read_to_the_end(self, now: _Reading) -> None:
+        if now.state is None:
+            now.state = padded_state(self.model, np.zeros(1, np.int64))
         self.counts.prompt_tokens += 1
+        self._read_up.append(now)
+        if self._join(now):
+            self._read_up.remove(now)
+
+    def _join(self, read: _Reading) -> bool:
+        """Give the rows of a prompt that was read the places that are free; whether all have one now."""
+        text = read.text
+        end = min(len(text.rows), read.joined + max(self._free(), 0))
+        if read.joined < end:
+            self._states.join(read.state.rows([0] * (end - read.joined)))
+        for i in range(read.joined, end):
+            text.rows[i].limit(self.model, len(text.prompt))
+            self._running.append(_Running(text, i, text.prompt[-1]))
+        read.joined = end
+        return end == len(text.rows)
 
     def _write(self) -> None:
         tokens = np.array([[r.token] for r in self._running], np.int64)

@@ -9,8 +9,7 @@ Pieces hold plain spaces here, not U+2581, so that a U+2581 in the text stays wh
 import re
 import shutil
 import struct
-from collections.abc import Iterator
-from enum import IntEnum
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,12 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from symboliclight.errors import InputError
-from symboliclight.tokenizer import FILE_NAME, Tokenizer, proto_fields
+from symboliclight.interop.transformers.chat import conversation_ids
+from symboliclight.pieces import Kind, proto_fields
+from symboliclight.tokenizer import FILE_NAME, Tokenizer
 
 _PROBE = ("  \t\n\r\n\n if (a==1)\t{ return  'x'; }  2+2=4 1234567 the sun 春天的风，吹过 é e\u0301 😀👍🏽 \u2581 <s> "
           "===== ......")
-
-
-class Kind(IntEnum):
-    """Types of pieces, as sentencepiece_model.proto numbers them."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 class SymbolicLightTokenizer(PreTrainedTokenizerFast):
@@ -61,6 +51,35 @@ class SymbolicLightTokenizer(PreTrainedTokenizerFast):
             ("unk_token", original.unk_id)) if i >= 0}
         defaults = {"padding_side": "left", "split_special_tokens": True, "clean_up_tokenization_spaces": False}
         return cls(tokenizer_object=backend, vocab_file=str(file), **names, **defaults | options)
+
+    def apply_chat_template(  # type: ignore[override]
+        self, conversation: Any, tools: Any = None, documents: Any = None, chat_template: str | None = None,
+        add_generation_prompt: bool = False, continue_final_message: bool = False, tokenize: bool = True,
+        padding: Any = False, truncation: bool = False, max_length: int | None = None, return_tensors: Any = None,
+        return_dict: bool = True, **others: Any,
+    ) -> Any:
+        """A conversation, or a list of them, as ids with the turns of `symboliclight chat --turns`.
+
+        Contents are text: `<|end|>` in one does not end its turn. With tokenize=False the text, which encoded again
+        would not keep that. Raises `InputError` for what is not offered, a template among it.
+        """
+        refused = {"tools": tools, "documents": documents, "chat_template": chat_template, "truncation": truncation,
+                   **others}
+        if asked := [name for name, value in refused.items() if value]:
+            raise InputError(f"apply_chat_template of SymbolicLight has no {asked[0]}; leave it out, or put the ids of "
+                             "a conversation together with symboliclight.turns")
+        if not (file := getattr(self, "vocab_file", None)):
+            raise InputError(f"this tokenizer has lost its {FILE_NAME}; load it from its folder")
+        many = bool(conversation) and not isinstance(conversation[0], Mapping)
+        original = Tokenizer.load(file)
+        ids = [conversation_ids(original, one, add_generation_prompt, continue_final_message)
+               for one in (conversation if many else [conversation])]
+        if not tokenize:
+            texts = [self.decode(one) for one in ids]
+            return texts if many else texts[0]
+        whole = self.pad({"input_ids": ids if many or return_tensors else ids[0]}, padding=padding,
+                         max_length=max_length, return_tensors=return_tensors)
+        return whole if return_dict else whole["input_ids"]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> Any:
         """Copy tokenizer.model, where the tokenizer still has one."""
