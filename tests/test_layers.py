@@ -11,7 +11,8 @@ import symboliclight
 
 ROOT = Path(symboliclight.__file__).parent
 FLOORS: list[set[str]] = [
-    {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance", "processor"},
+    {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance", "processor", "lock", "parts",
+     "pieces", "turns"},
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
     {"distribution", "sampling", "likelihood", "runner", "train", "optim", "distributed", "calibration"},
