@@ -77,8 +77,8 @@ class SymbolicLightTokenizer(PreTrainedTokenizerFast):
         if not tokenize:
             texts = [self.decode(one) for one in ids]
             return texts if many else texts[0]
-        whole = self.pad({"input_ids": ids if many or return_tensors else ids[0]}, padding=padding,
-                         max_length=max_length, return_tensors=return_tensors)
+        encoded: Any = {"input_ids": ids if many or return_tensors else ids[0]}
+        whole = self.pad(encoded, padding=padding, max_length=max_length, return_tensors=return_tensors)
         return whole if return_dict else whole["input_ids"]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> Any:
