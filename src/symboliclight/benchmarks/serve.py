@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,6 +56,12 @@ class Client:
             raise InputError(f"bench serve: the server refused: {found}")
         return found["choices"][0]["text"]
 
+    def waiting(self) -> int:
+        """Texts whose prompts are not read yet."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        link.request("GET", "/health")
+        return json.loads(link.getresponse().read())["waiting"]
+
 
 @contextmanager
 def server(folder: Path, threads: int) -> Iterator[Client]:
@@ -87,7 +92,7 @@ def run(out: Path, quick: bool = False) -> Path:
             rows = _together(client, name, tokens)
             rows += _beside_the_runtime(client, engine.load(folder, threads=threads), tokenizer, name, tokens)
             rows += _first_token(client, name, long, tokenizer.vocab_size)
-            rows += _behind(client, name, 16 * long, tokenizer.vocab_size)
+            rows += _behind(client, name, 64 * long, tokenizer.vocab_size)
             rows += _kept(client, name)
     return write("serve", rows, out, threads=threads, clients=CLIENTS, quick=quick)
 
@@ -149,13 +154,11 @@ def _behind(client: Client, name: str, long: int, vocabulary: int) -> list[dict[
     """A short prompt behind a long one, which must still be read when the last short one is answered."""
     alone = turns({"alone": lambda: client.text(max_tokens=1)}, rounds=15)
     endless = np.random.default_rng(1).integers(300, vocabulary, long).tolist()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.text, prompt=endless, max_tokens=1)
-        time.sleep(0.1)  # it is being read
-        beside = turns({"beside": lambda: client.text(max_tokens=1)}, rounds=15)
-        if first.done():
-            raise InputError("bench serve: the long prompt was read too soon; not measured")
-        first.result()
+    first = client.send(prompt=endless, max_tokens=1, stream=True)
+    beside = turns({"beside": lambda: client.text(max_tokens=1)}, rounds=15)
+    if not client.waiting():
+        raise InputError("bench serve: the long prompt was read too soon; not measured")
+    first.close()
     return [row(f"a client's first token behind a prompt of {long} tokens, against alone, {name} int8", "s",
                 beside.median("beside"), alone.median("alone"), alone.median("alone") / beside.median("beside"))]
 
