@@ -16,8 +16,8 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "SAMPLE_TOKENS", 8)
-        result = demo(out, Demo(tokens=16_384), lambda text: nullcontext())
-        again = demo(out, Demo(tokens=16_384), lambda text: nullcontext())
+        result = demo(out, Demo(tokens=8192), lambda text: nullcontext())
+        again = demo(out, Demo(tokens=8192), lambda text: nullcontext())
     return out, result, again
 
 
@@ -48,7 +48,7 @@ def test_page_shows_the_figures_of_the_result_file(finished):
 def test_both_models_read_the_same_tokens_and_only_ours_is_silent(finished):
     _, result, _ = finished
     ours, rival = result["runs"]
-    assert ours["tokens"] == rival["tokens"] == result["budget"]["tokens"] == 16_384
+    assert ours["tokens"] == rival["tokens"] == result["budget"]["tokens"] == 8192
     assert "So many were asked for." in result["lead"]
     assert ours["eval"]["mean"]["token_weighted"]["tokens"] == rival["eval"]["mean"]["token_weighted"]["tokens"]
     assert abs(ours["parameters"] / rival["parameters"] - 1) < 0.02

@@ -22,7 +22,7 @@ MIN_ROWS = 64  # below, turning the weight costs more than gathering saves
 # Active shares that a break-even may be, each twice the next, so that two measurements of one machine seldom differ.
 SHARES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 DTYPES = ("bfloat16", "float32")  # that have a break-even
-_measured: dict[tuple[torch.dtype, int], float] = {}  # (dtype, threads) -> break-even
+_measured: dict[torch.dtype, float] = {}  # dtype -> break-even
 
 
 def event_linear_loop(spikes: Tensor, weight: Tensor) -> Tensor:
@@ -47,16 +47,16 @@ def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
 def break_even(dtype: torch.dtype) -> float:
     """Active share up to which gathering beats the dense product on this CPU, one of `SHARES`; 0 means never.
 
-    Measured once for each dtype and number of threads, in a tenth of a second. The two forms sum in another order, so a
-    run that is to reach the same bits when it is resumed keeps what it began with: `break_evens`, `set_break_evens`.
+    Measured once for each dtype, in a tenth of a second; it stays when the number of threads changes, on which results
+    do not depend. The two forms sum in another order, so a run that is to reach the same bits when it is resumed keeps
+    what it began with: `break_evens`, `set_break_evens`.
     """
     if dtype not in native.DTYPES or not native.built():
         return 0.0
-    key = dtype, torch.get_num_threads()
-    if key not in _measured:
+    if dtype not in _measured:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            _measured[key] = _measure(dtype)
-    return _measured[key]
+            _measured[dtype] = _measure(dtype)
+    return _measured[dtype]
 
 
 def break_evens() -> dict[str, float]:
@@ -65,9 +65,9 @@ def break_evens() -> dict[str, float]:
 
 
 def set_break_evens(shares: Mapping[str, float]) -> None:
-    """Go by these shares from now on, at the present number of threads."""
+    """Go by these shares from now on."""
     for name, share in shares.items():
-        _measured[getattr(torch, name), torch.get_num_threads()] = share
+        _measured[getattr(torch, name)] = share
 
 
 def _measure(dtype: torch.dtype) -> float:
