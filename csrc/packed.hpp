@@ -187,7 +187,8 @@ inline void put(const Matrix& m, int64_t block, int p, vfloat sum, float* y, boo
 
 template <Format format>
 void multiply_packed(const Matrix& m, const Operand& x, int64_t N, float* y, int64_t begin, int64_t end, bool add) {
-    constexpr int SUMS = format == Format::bfloat16 && W == 8 ? 2 : ROWS;  // of bfloat16 a row has two, of even and of odd inputs
+    // Of bfloat16 a row has two sums, of even and of odd inputs; beside those of 4 bits their levels take registers.
+    constexpr int SUMS = W != 8 ? ROWS : format == Format::bfloat16 ? 2 : format == Format::int4 ? 3 : ROWS;
     auto some = [&](int64_t block, auto blocks) {
         by_rows<SUMS>(0, N, [&](int64_t n, auto rows) {
             constexpr int C = decltype(rows)::value, K = decltype(blocks)::value;
