@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -70,11 +71,12 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """A test draws the same numbers whatever ran before it, and beside it."""
-    np.random.seed(0)
+def seeded(request):
+    """A test draws its own numbers, the same whatever ran before it, and beside it."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    np.random.seed(seed)
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+        sys.modules["torch"].manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
