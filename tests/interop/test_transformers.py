@@ -77,6 +77,7 @@ def test_bfloat16_that_the_processor_emulates_is_warned_of_once(how, small_confi
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda c: ",".join(c) or "default")
 def test_a_fresh_model_starts_as_ours_does(changes, small_config):
+    torch.manual_seed(0)  # spreads of few numbers are compared: of 64 some seeds are 30% apart
     config = dataclasses.replace(small_config, init_std=0.05, **changes)
     ours = symboliclight.build(config)
     wrapped = AutoModelForCausalLM.from_config(SymbolicLightConfig(**dataclasses.asdict(config)))
