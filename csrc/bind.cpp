@@ -92,27 +92,35 @@ void decay_backward(nb::handle grad_h, nb::handle grad_last, nb::handle u, nb::h
     });
 }
 
+SpikeOptions spike_options(int code, float alpha, int levels, float cut) {
+    if (code < 0 || code > int(SpikeCode::squared)) throw std::invalid_argument("no such code of a spike");
+    return {SpikeCode(code), alpha, cut, levels};
+}
+
 // v is flat; threshold is one value or one per channel.
-void spike_forward(nb::handle v, nb::handle threshold, nb::handle s, int threads) {
+void spike_forward(nb::handle v, nb::handle threshold, int code, float alpha, int levels, float cut, nb::handle s,
+                   int threads) {
+    const SpikeOptions options = spike_options(code, alpha, levels, cut);
     by_dtype(v, [&](auto element) {
         using E = decltype(element);
         int64_t n = sizes(v).of[0], period = sizes(threshold).of[0];
         auto *v_ = data<E>(v, {n}, "v"), *threshold_ = data<E>(threshold, {period}, "threshold"),
              *s_ = data<E>(s, {n}, "s");
         nb::gil_scoped_release free;
-        kernels(element).spike_forward(n, period, v_, threshold_, s_, threads);
+        kernels(element).spike_forward(n, period, v_, threshold_, options, s_, threads);
     });
 }
 
-void spike_backward(nb::handle grad_s, nb::handle v, nb::handle threshold, nb::handle grad_v, float alpha,
-                    int threads) {
+void spike_backward(nb::handle grad_s, nb::handle v, nb::handle threshold, int code, float alpha, int levels, float cut,
+                    nb::handle grad_v, int threads) {
+    const SpikeOptions options = spike_options(code, alpha, levels, cut);
     by_dtype(v, [&](auto element) {
         using E = decltype(element);
         int64_t n = sizes(v).of[0], period = sizes(threshold).of[0];
         auto *grad_s_ = data<E>(grad_s, {n}, "grad_s"), *v_ = data<E>(v, {n}, "v"),
              *threshold_ = data<E>(threshold, {period}, "threshold"), *grad_v_ = data<E>(grad_v, {n}, "grad_v");
         nb::gil_scoped_release free;
-        kernels(element).spike_backward(n, period, grad_s_, v_, threshold_, alpha, grad_v_, threads);
+        kernels(element).spike_backward(n, period, grad_s_, v_, threshold_, options, grad_v_, threads);
     });
 }
 

@@ -178,26 +178,76 @@ void over_rows(int64_t n, int64_t period, int threads, F f) {
     });
 }
 
+// Values and slopes of ops/spike.py, of a vector v at thresholds t. `top` is D of integer spikes.
+inline vfloat round_even(vfloat x) { return (x + splat(12582912.0f)) - splat(12582912.0f); }  // for |x| < 2^22
+
+template <SpikeCode code>
+vfloat spike_value(vfloat v, vfloat t, vfloat top) {
+    const vfloat one = splat(1), zero{};
+    if constexpr (code == SpikeCode::binary) return v >= t ? one : zero;
+    if constexpr (code == SpikeCode::ternary) return v >= t ? one : (v <= -t ? -one : zero);
+    if constexpr (code == SpikeCode::graded) return v >= t ? v : zero;
+    if constexpr (code == SpikeCode::integer) {
+        const vfloat x = max(v / t, zero);
+        return round_even(x < top ? x : top);
+    }
+    const vfloat over = max(v - t, zero);
+    return code == SpikeCode::squared ? over * over : over;
+}
+
+template <SpikeCode code>
+vfloat spike_slope(vfloat v, vfloat t, vfloat top, vfloat alpha, vfloat cut) {
+    const vfloat one = splat(1), zero{};
+    auto jump = [&](vfloat at) {
+        const vfloat distance = v - at;
+        return distance > cut || distance < -cut ? zero : surrogate(v, at, alpha);
+    };
+    if constexpr (code == SpikeCode::binary) return jump(t);
+    if constexpr (code == SpikeCode::ternary) return jump(t) + jump(-t);
+    if constexpr (code == SpikeCode::graded) return jump(t) * t + (v >= t ? one : zero);
+    if constexpr (code == SpikeCode::integer) return v >= zero && v <= top * t ? one / t : zero;
+    if constexpr (code == SpikeCode::shifted) return v > t ? one : zero;
+    return splat(2) * max(v - t, zero);
+}
+
+// f(the code as a constant of the compiler).
+template <class F>
+void with_code(SpikeCode code, F f) {
+    switch (code) {
+        case SpikeCode::binary: return f(std::integral_constant<SpikeCode, SpikeCode::binary>{});
+        case SpikeCode::ternary: return f(std::integral_constant<SpikeCode, SpikeCode::ternary>{});
+        case SpikeCode::integer: return f(std::integral_constant<SpikeCode, SpikeCode::integer>{});
+        case SpikeCode::graded: return f(std::integral_constant<SpikeCode, SpikeCode::graded>{});
+        case SpikeCode::shifted: return f(std::integral_constant<SpikeCode, SpikeCode::shifted>{});
+        case SpikeCode::squared: return f(std::integral_constant<SpikeCode, SpikeCode::squared>{});
+    }
+}
+
 template <class T>
-void spike_forward(int64_t n, int64_t period, const T* v, const T* threshold, T* s, int threads) {
-    const vfloat one = splat(1), zero{}, theta = load(threshold, One{});
-    over_rows(n, period, threads, [&](int64_t first, int64_t count) {
-        lanes(count, [&](int64_t i, auto m) {
-            vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
-            store(s + first + i, load(v + first + i, m) >= level ? one : zero, m);
+void spike_forward(int64_t n, int64_t period, const T* v, const T* threshold, SpikeOptions options, T* s, int threads) {
+    const vfloat theta = load(threshold, One{}), top = splat(float(options.levels));
+    with_code(options.code, [&](auto code) {
+        over_rows(n, period, threads, [&](int64_t first, int64_t count) {
+            lanes(count, [&](int64_t i, auto m) {
+                vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
+                store(s + first + i, spike_value<code()>(load(v + first + i, m), level, top), m);
+            });
         });
     });
 }
 
 template <class T>
-void spike_backward(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, float alpha, T* grad_v,
-                    int threads) {
-    const vfloat slope = splat(alpha), theta = load(threshold, One{});
-    over_rows(n, period, threads, [&](int64_t first, int64_t count) {
-        lanes(count, [&](int64_t i, auto m) {
-            vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
-            vfloat grad = load(grad_s + first + i, m) * surrogate(load(v + first + i, m), level, slope);
-            store(grad_v + first + i, grad, m);
+void spike_backward(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, SpikeOptions options,
+                    T* grad_v, int threads) {
+    const vfloat theta = load(threshold, One{}), top = splat(float(options.levels));
+    const vfloat alpha = splat(options.alpha), cut = splat(options.cut);
+    with_code(options.code, [&](auto code) {
+        over_rows(n, period, threads, [&](int64_t first, int64_t count) {
+            lanes(count, [&](int64_t i, auto m) {
+                vfloat level = period > 1 ? load(threshold + i, m) : splat(theta[0]);
+                vfloat slope = spike_slope<code()>(load(v + first + i, m), level, top, alpha, cut);
+                store(grad_v + first + i, load(grad_s + first + i, m) * slope, m);
+            });
         });
     });
 }

@@ -18,6 +18,14 @@ struct LifOptions {
     int threads;
 };
 
+enum class SpikeCode { binary, ternary, integer, graded, shifted, squared };  // in the order of ops/spike.py
+
+struct SpikeOptions {
+    SpikeCode code;
+    float alpha, cut;  // of the surrogate: steepness, and the distance beyond which it is 0
+    int levels;        // largest value of an integer spike
+};
+
 // T queries over R + T keys and A anchors, H heads of K dimensions, W tokens of look-back (ops/window.py).
 struct WindowShape { int64_t B, T, R, A, H, K, W; };
 
@@ -47,8 +55,8 @@ struct Kernels {
     void (*decay_backward)(Shape, const T* grad_h, const float* grad_last, const T* u, const T* h, const float* decay,
                            const float* h0, T* grad_u, float* grad_decay, float* grad_h0, int threads);
     // threshold has `period` entries: 1, or one per channel of the last dimension.
-    void (*spike_forward)(int64_t n, int64_t period, const T* v, const T* threshold, T* s, int threads);
-    void (*spike_backward)(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, float alpha,
+    void (*spike_forward)(int64_t n, int64_t period, const T* v, const T* threshold, SpikeOptions, T* s, int threads);
+    void (*spike_backward)(int64_t n, int64_t period, const T* grad_s, const T* v, const T* threshold, SpikeOptions,
                            T* grad_v, int threads);
     void (*window_forward)(WindowShape, const T* q, WindowKeys<T>, T* out, int threads);
     void (*window_backward)(WindowShape, const T* grad_out, const T* q, WindowKeys<T>, T* grad_q, WindowGrads<T>,

@@ -46,6 +46,14 @@ class ModelConfig:
     surrogate_alpha: float = 2.0  # steepness of the ATan surrogate
     lif_gradient: Literal["local", "bptt", "bptt_detached"] = "local"
     learn_neuron: Literal[False, True, "all"] = False  # encoder: leak and threshold by channel; all: every site too
+    # what a spike says, by place: ops/spike.py
+    encoder_code: Literal["binary", "graded", "shifted"] = "binary"
+    stream_code: Literal["binary", "ternary", "integer", "graded", "shifted", "squared"] = "binary"
+    ffn_code: Literal["binary", "ternary", "integer", "graded", "shifted", "squared"] = "binary"
+    spike_levels: int = 4  # largest value of an integer spike
+    ffn_threshold: float | None = None  # of the hidden units; None means v_threshold
+    ffn_zscore: float | None = None  # z: the threshold is mean + z std of a token's hidden potentials where that is more
+    surrogate_cut: float | None = None  # distance from the threshold beyond which hidden and stream spikes learn nothing
     # switches for science
     spike_source: Literal["lif", "threshold", "topk", "dense"] = "lif"
     encoder_threshold: float | None = None  # encoder only; None means v_threshold
@@ -81,8 +89,14 @@ class ModelConfig:
         _require(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), got {self.dropout}")
         _require(0 < self.leak <= 1, f"model.leak must be in (0, 1], got {self.leak}")
         _require(0 < self.topk_rate <= 1, f"model.topk_rate must be in (0, 1], got {self.topk_rate}")
-        _require(self.stream_threshold is None or self.stream_threshold > 0,
-                 f"model.stream_threshold must be positive, got {self.stream_threshold}")
+        for name in ("stream_threshold", "encoder_threshold", "ffn_threshold", "surrogate_cut"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"model.{name} must be positive, got {value}")
+        _require(1 <= self.spike_levels <= 15, f"model.spike_levels must be 1 to 15, got {self.spike_levels}")
+        _require(self.encoder_code == "binary" or self.lif_gradient == "local",
+                 f"model.encoder_code {self.encoder_code!r} has a local gradient only; set model.lif_gradient to local")
+        _require(self.encoder_code == "binary" or self.spike_source == "lif",
+                 f"model.encoder_code {self.encoder_code!r} is one of the LIF neuron; set model.spike_source to lif")
         _require(self.conv == 0 or self.conv > 1, f"model.conv must be 0 or at least 2 tokens, got {self.conv}")
         bad = [i for i in self.aux_layers if not 0 <= i < self.n_layers - 1]
         _require(not bad, f"model.aux_layers must name inner layers 0..{self.n_layers - 2}, got {bad}")
@@ -116,7 +130,9 @@ class TrainConfig:
     clip: float = 1.0  # global gradient norm
     z_loss: float = 1e-4
     aux_weight: float = 0.3  # weight of the mean auxiliary cross-entropy at model.aux_layers
-    rate_weight: float = 0.0  # weight of the mean firing rate over all spike sites; 0: no such term
+    rate_weight: float = 0.0  # weight of the mean spike over all sites, the firing rate where they are binary; 0: none
+    rate_ramp: int = 0  # steps over which that weight grows from 0
+    surrogate_alpha_end: float | None = None  # model.surrogate_alpha goes there in a straight line; None: it stays
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks; AdamW for the rest
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # of products; auto: bfloat16 where it is multiplied
     break_even: float | None = None  # active share of spikes up to which a CPU gathers; None: as measured at the start
@@ -134,10 +150,12 @@ class TrainConfig:
                      "eval_tokens", "divergence"):
             _require(getattr(self, name) > 0, f"train.{name} must be positive, got {getattr(self, name)}")
         for name in ("min_lr", "warmup_steps", "weight_decay", "z_loss", "eval_every", "aux_weight", "rate_weight",
-                     "max_rollbacks"):
+                     "rate_ramp", "max_rollbacks"):
             _require(getattr(self, name) >= 0, f"train.{name} must not be negative, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"train.{name} must be in [0, 1), got {getattr(self, name)}")
+        _require(self.surrogate_alpha_end is None or self.surrogate_alpha_end > 0,
+                 f"train.surrogate_alpha_end must be positive, got {self.surrogate_alpha_end}")
         _require(self.break_even is None or 0 <= self.break_even <= 1,
                  f"train.break_even must be in [0, 1], got {self.break_even}")
         _require(self.min_lr <= self.lr, f"train.min_lr must not exceed train.lr, got {self.min_lr} > {self.lr}")
@@ -158,6 +176,9 @@ _TINY = ModelConfig(vocab_size=4096, d_model=128, n_layers=4, n_heads=4, head_di
 # init_std 0.02 sqrt(768 / 192): hidden units start as silent as those of v1-194m; at 0.02 nearly none ever fires
 _MINI = ModelConfig(vocab_size=8192, d_model=192, n_layers=6, n_heads=3, head_dim=64, d_ff=1024, max_seq_len=512,
                     window=128, dropout=0.0, init_std=0.04)
+# mini at half its width, so that 6M tokens are to it what 32M are to mini
+_MICRO = ModelConfig(vocab_size=2048, d_model=96, n_layers=4, n_heads=3, head_dim=32, d_ff=512, max_seq_len=256,
+                     window=64, dropout=0.0, init_std=0.0566)
 
 
 def _plus(base: ModelConfig) -> ModelConfig:
@@ -181,6 +202,7 @@ PRESETS: dict[str, ModelConfig] = {
                            window=512, learn_prior_weight=True),
     "mini": _MINI,
     "tiny": _TINY,
+    "micro": _MICRO,
     # what the search chose (docs/v1-plus.md), at two sizes: with dense-fed matrices, and with spikes before nearly all
     "v1-plus": _plus(_MINI),
     "v1-plus-194m": _plus(_V1_194M),
@@ -202,11 +224,12 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
-_SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings")
+_SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings", "encoder_code", "stream_code",
+           "ffn_code", "ffn_threshold", "ffn_zscore")
 
 
 def beyond_v1(config: ModelConfig) -> tuple[str, Any, Any] | None:
-    """The first switch of the V1+ search that is not V1's: its name, V1's value and this one; None if all are."""
+    """The first switch of the searches that is not V1's: its name, V1's value and this one; None if all are."""
     if config.learn_neuron == "all":
         return "learn_neuron", "true or false", "all"
     for name in _SEARCH:

@@ -9,6 +9,7 @@ import torch
 from symboliclight import InputError, ModelConfig, build, preset
 from symboliclight.model import State, SymbolicLight
 from symboliclight.model.encoder import Neuron, Spike
+from symboliclight.ops.spike import CODES
 
 SMALL = ModelConfig(vocab_size=61, d_model=32, n_layers=3, n_heads=4, head_dim=8, d_ff=48, max_seq_len=64, window=6,
                     n_anchors=2, dropout=0.0)
@@ -29,6 +30,9 @@ SWITCHES = {
                "conv": 3, "tie_embeddings": True},
     "its twin": {"residual": "pre", "spike_fed": True, "decay": "channel", "conv": 3, "spike_source": "dense",
                  "ffn": "gelu", "block_spikes": False},
+    **{code: {"ffn_code": code, "stream_code": code, "spike_fed": code == "graded"} for code in CODES[1:]},
+    "valued encoder": {"encoder_code": "shifted", "encoder_threshold": 0.8, "ffn_code": "shifted", "ffn_threshold": 0.5},
+    "z-score": {"ffn_code": "shifted", "ffn_threshold": 0.1, "ffn_zscore": 1.3, "surrogate_cut": 1.0},
 }
 
 

@@ -29,6 +29,19 @@ def test_gradients_reach_silent_inputs_too(form, dtype):
 
 
 @every_form
+@both_dtypes
+@pytest.mark.parametrize("rate", [0.02, 0.5])
+def test_valued_spikes_weigh_their_columns(form, dtype, rate):
+    """Forward and both gradients, few enough active to be gathered and too many."""
+    values = normal(65, 41, seed=2, dtype=dtype) * (normal(65, 41).sigmoid() < rate)
+    weight = normal(33, 41, seed=1, dtype=dtype)
+    with form.active():
+        y = event_linear(values.to(form.device), weight.to(form.device))
+    close(y, event_linear_loop(values.double(), weight.double()), 1e-6 if dtype == torch.float32 else 2**-7)
+    agree(form, event_linear, torch.nn.functional.linear, [values, weight])
+
+
+@every_form
 def test_any_other_input_is_the_plain_product(form):
     agree(form, event_linear, torch.nn.functional.linear, [normal(4, 65, 41), normal(33, 41, seed=1)])
 

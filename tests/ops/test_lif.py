@@ -5,7 +5,7 @@ import torch
 from forms import agree, both_dtypes, close, every_form, normal, poisoned, run, scattered, three_lengths
 
 from symboliclight.ops import lif_scan, lif_scan_loop
-from symboliclight.ops.lif import lif_backward, lif_forward
+from symboliclight.ops.lif import LIF_CODES, lif_backward, lif_forward
 
 MODES = ["local", "bptt", "bptt_detached"]
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -50,6 +50,26 @@ def test_gradient_by_hand(form, mode, expected):
 @three_lengths
 def test_outputs_and_all_gradients_are_those_of_the_loop(form, mode, dtype, T):
     agree(form, lif_scan, lif_scan_loop, inputs(T, dtype), 2.0, 3.0, mode, reference=torch.float32, exact=[0, 1])
+
+
+@every_form
+@both_dtypes
+@three_lengths
+@pytest.mark.parametrize("code", LIF_CODES[1:])
+def test_valued_spikes_and_their_gradients_are_those_of_the_loop(form, dtype, T, code):
+    agree(form, lif_scan, lif_scan_loop, inputs(T, dtype), 2.0, 3.0, "local", code, 0.7, reference=torch.float32)
+
+
+@every_form
+def test_a_valued_trace_by_hand(form):
+    """The trace above: where it fires the graded spike is the membrane, the shifted one what is above θ = 1."""
+    x = torch.tensor([0.5, 0.5, 0.5, 0.5625, 5.0, -8.0, 1.0, 1.25, 0.25], device=form.device)[None, :, None]
+    neuron = [torch.tensor([value], device=form.device) for value in (0.5, 1.0)]
+    for code, at in (("graded", [1, 3, 1]), ("shifted", [0, 2, 0])):
+        with form.active():
+            s, r = lif_scan(x, torch.zeros(1, 1, device=form.device), *neuron, code=code)
+        assert s[0, [3, 4, 7], 0].tolist() == at and s.count_nonzero() == sum(value != 0 for value in at)
+        assert r.item() == 0.25
 
 
 @every_form

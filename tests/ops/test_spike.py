@@ -1,11 +1,11 @@
-"""Threshold spikes, the ATan surrogate, and the top-k control whose value is its mask."""
+"""Spikes by code, the ATan surrogate, and the top-k control whose value is its mask."""
 
 import pytest
 import torch
 from forms import both_dtypes, close, every_form, normal, poisoned, scattered
 
 from symboliclight.ops import spike, surrogate, topk_mask
-from symboliclight.ops.spike import spike_backward, spike_forward
+from symboliclight.ops.spike import CODES, spike_backward, spike_forward, spike_loop, spike_slope
 
 
 def test_surrogate_by_hand():
@@ -53,8 +53,104 @@ def test_every_second_entry_and_an_expanded_gradient(form):
 def test_registration_is_sound(form):
     v, threshold = normal(3, 5).to(form.device), torch.tensor(1.0, device=form.device)
     with form.active():
-        torch.library.opcheck(spike_forward, (v.requires_grad_(), threshold.requires_grad_(), 2.0))
-        torch.library.opcheck(spike_backward, (v.detach(), v.detach(), threshold.detach(), 2.0))
+        options = 2.0, "graded", 4, 1.0
+        torch.library.opcheck(spike_forward, (v.requires_grad_(), threshold.requires_grad_(), *options))
+        torch.library.opcheck(spike_backward, (v.detach(), v.detach(), threshold.detach(), *options))
+
+CASES = [-7.0, -1.0, -0.75, -0.25, 0.0, 0.25, 0.375, 0.5, 0.75, 1.0, 1.125, 1.5, 2.0, 9.0]
+BY_HAND = {  # of CASES at θ = 0.75, D = 4
+    "binary": [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
+    "ternary": [-1, -1, -1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
+    "integer": [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4],  # 0.375 / 0.75 and 1.125 / 0.75 are halves: to the even
+    "graded": [0, 0, 0, 0, 0, 0, 0, 0, 0.75, 1, 1.125, 1.5, 2, 9],
+    "shifted": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0.25, 0.375, 0.75, 1.25, 8.25],
+    "squared": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0625, 0.140625, 0.5625, 1.5625, 68.0625],
+}
+SLOPES = {  # of CASES[4:11] at θ = 0.75, α = 2, D = 2, cut 0.5: σ is 0.5 half a unit away, 0.64 three eighths away
+    "binary": [0, 0.5, 0.64, 0.8, 1, 0.8, 0.64],
+    "integer": [4 / 3, 4 / 3, 4 / 3, 4 / 3, 4 / 3, 4 / 3, 4 / 3],
+    "graded": [0, 0.375, 0.48, 0.6, 1.75, 1.6, 1.48],
+    "shifted": [0, 0, 0, 0, 0, 1, 1],
+    "squared": [0, 0, 0, 0, 0, 0.5, 0.75],
+}
+every_code = pytest.mark.parametrize("code", CODES)
+
+
+@every_form
+@both_dtypes
+@every_code
+def test_values_by_hand(form, dtype, code):
+    v, theta = torch.tensor(CASES, dtype=dtype), torch.tensor(0.75)
+    expected = torch.tensor(BY_HAND[code], dtype=dtype)
+    assert torch.equal(spike_loop(v, theta, code, 4), expected)
+    with form.active():
+        assert torch.equal(spike(v.to(form.device), theta.to(form.device), code=code, levels=4).cpu(), expected)
+
+
+@every_form
+@pytest.mark.parametrize("code", SLOPES)
+def test_slopes_by_hand(form, code):
+    v, theta = torch.tensor(CASES[4:11], device=form.device, requires_grad=True), torch.tensor(0.75, device=form.device)
+    with form.active():
+        spike(v, theta, 2.0, code, 2, 0.5).sum().backward()
+    close(v.grad, torch.tensor(SLOPES[code]), 1e-6)
+
+
+@every_form
+@both_dtypes
+@every_code
+@pytest.mark.parametrize("shape", [(), (41,), (3, 29, 1)], ids=["one", "per-channel", "per-token"])
+@pytest.mark.parametrize("layout", [torch.clone, scattered], ids=["contiguous", "scattered"])
+def test_every_code_is_the_loop_and_its_slope(form, dtype, code, shape, layout):
+    threshold = (normal(*shape, seed=2).abs() + 0.25).to(dtype).float()
+    v = layout(2 * normal(3, 29, 41, dtype=dtype)).to(form.device).requires_grad_()
+    weight = normal(3, 29, 41, seed=1, dtype=dtype)
+    with form.active(), poisoned():
+        s = spike(v, threshold.to(form.device), 3.0, code, 3, 1.5)
+        s.backward(weight.to(form.device))
+    x, level = v.detach().cpu(), threshold.to(dtype)
+    expected = spike_loop(x, level, code, 3)
+    cut = form.name == "triton" and code in ("shifted", "squared")  # its interpreter cuts bfloat16 off, a GPU rounds
+    close(s, expected, 2**-7 if dtype == torch.bfloat16 and (cut or code == "squared") else 1e-6)
+    assert code == "squared" or cut or torch.equal(s.cpu(), expected)
+    slope = spike_slope(x.double(), level.double(), 3.0, code, 3, 1.5)
+    close(v.grad, weight.double() * slope, 1e-6 if dtype == torch.float32 else 2**-7)
+
+
+@pytest.mark.parametrize("code", ["shifted", "squared", "graded"])
+def test_where_values_are_smooth_slopes_are_finite_differences(code):
+    """The jump of a graded spike is left out by a cut of nothing; the threshold's slope likewise."""
+    v = normal(200, seed=4).double()
+    v = v[(v - 0.5).abs() > 0.01].requires_grad_()
+    theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=code != "graded")
+    assert torch.autograd.gradcheck(lambda x, t: spike(x, t, code=code, cut=1e-3), (v, theta), eps=1e-4)
+
+
+@every_code
+def test_the_threshold_learns_as_the_equation_says(code):
+    """Where s depends on v - θ alone its slope is -ds/dv; ternary, graded and integer by hand."""
+    v, theta = torch.tensor([1.5]), torch.tensor(1.0, requires_grad=True)
+    spike(v, theta, 2.0, code, 4).backward(torch.ones(1))
+    by_hand = {"binary": -0.5, "ternary": 1 / 26 - 0.5, "integer": -1.5, "graded": -0.5, "shifted": -1, "squared": -1}
+    assert theta.grad.item() == pytest.approx(by_hand[code], abs=1e-6)
+
+
+@every_form
+@every_code
+def test_an_integer_spike_is_a_count_of_events_and_others_keep_their_sign(form, code):
+    v = 3 * normal(1000, seed=5).to(form.device)
+    with form.active():
+        s = spike(v, torch.tensor(0.5, device=form.device), code=code, levels=7).cpu()
+    assert (s.min() < 0) == (code == "ternary")
+    if code == "integer":
+        assert set(s.tolist()) == set(range(8))
+
+
+@pytest.mark.parametrize("code", ["Binary", "", "gradual"])
+def test_unknown_codes_are_named(code):
+    for v in (torch.ones(3), torch.ones(3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=f"unknown code of a spike '{code}'"):
+            spike(v, torch.tensor(1.0), code=code)
 
 
 @both_dtypes

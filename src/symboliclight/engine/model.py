@@ -61,7 +61,12 @@ def exported_precision(directory: str | Path) -> Precision | None:
 
 def _config(directory: Path) -> ModelConfig:
     file = directory / checkpoint.CONFIG
-    return from_dict(ModelConfig, load_json(file).get("model"), str(file))
+    config = from_dict(ModelConfig, load_json(file).get("model"), str(file))
+    for name in ("encoder_code", "stream_code", "ffn_code", "ffn_threshold", "ffn_zscore"):
+        if getattr(config, name) != getattr(ModelConfig, name):
+            raise InputError(f"{file}: the runtime has no model.{name} {getattr(config, name)!r} yet; use the model in "
+                             "PyTorch, or train with binary spikes")
+    return config
 
 
 @dataclass

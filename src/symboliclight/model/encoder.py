@@ -1,5 +1,6 @@
 """Token ids -> spikes and the continuous stream (DESIGN section 1, "Encoder")."""
 
+import math
 from collections.abc import Callable
 from statistics import NormalDist
 
@@ -11,22 +12,34 @@ from symboliclight.ops import event_linear, lif_scan, spike, topk_mask
 
 
 class Spike(nn.Module):
-    """A memoryless spike site s = 1[v >= θ]; a module so that each site can be found and measured by name.
+    """A memoryless spike site s = code(v, θ); a module so that each site can be found and measured by name.
 
-    With `learn_neuron="all"` θ is a channel's own and stays positive: θ e^w, where w starts at 0.
+    With `learn_neuron="all"` θ is a channel's own and stays positive: θ e^w, where w starts at 0. With a z-score it is
+    a token's own: mean + z std of its potentials, or θ where that is more.
     """
 
     threshold: Tensor
 
-    def __init__(self, config: ModelConfig, units: int, threshold: float, fixed: bool = False) -> None:
+    def __init__(self, config: ModelConfig, units: int, threshold: float, fixed: bool = False, code: str = "binary",
+                 zscore: float | None = None) -> None:
         super().__init__()
         learned = config.learn_neuron == "all" and not fixed
-        self.alpha, self.start = config.surrogate_alpha, threshold
+        self.alpha, self.start, self.code, self.zscore = config.surrogate_alpha, threshold, code, zscore
+        self.levels, self.cut = config.spike_levels, config.surrogate_cut or math.inf
         self.register_buffer("threshold", torch.tensor(threshold), persistent=False)
         self.threshold_log = nn.Parameter(torch.zeros(units)) if learned else None
 
     def forward(self, v: Tensor) -> Tensor:
-        return spike(v, _scaled(self.threshold, self.threshold_log), self.alpha)
+        threshold = _scaled(self.threshold, self.threshold_log)
+        if self.zscore is not None:
+            std, mean = torch.std_mean(v.float(), -1, correction=0, keepdim=True)
+            threshold = torch.maximum(mean + self.zscore * std, threshold)
+        return spike(v, threshold, self.alpha, self.code, self.levels, self.cut)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is V1's: binary, with one threshold that nothing moves and a surrogate without a cut."""
+        return self.code == "binary" and self.threshold_log is None and self.zscore is None and self.cut == math.inf
 
 
 def _scaled(threshold: Tensor, log: Tensor | None) -> Tensor:
@@ -40,7 +53,15 @@ def stream_threshold(config: ModelConfig) -> float:
 
 def stream_spike(config: ModelConfig, fixed: bool = False) -> nn.Module:
     """Spikes of the (normalised) stream; the dense twin hands on the stream itself. fixed: nothing is learned here."""
-    return Spike(config, config.d_model, stream_threshold(config), fixed) if config.block_spikes else nn.Identity()
+    if not config.block_spikes:
+        return nn.Identity()
+    return Spike(config, config.d_model, stream_threshold(config), fixed, config.stream_code)
+
+
+def hidden_spike(config: ModelConfig) -> Spike:
+    """Spikes of the hidden units of a feed-forward."""
+    threshold = config.v_threshold if config.ffn_threshold is None else config.ffn_threshold
+    return Spike(config, config.d_ff, threshold, code=config.ffn_code, zscore=config.ffn_zscore)
 
 
 class Shift(nn.Module):
@@ -103,7 +124,7 @@ class Neuron(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.alpha = config, config.surrogate_alpha
         threshold = config.v_threshold if config.encoder_threshold is None else config.encoder_threshold
         for name, start in (("leak", config.leak), ("threshold", threshold)):
             value = torch.full((config.d_model,), start)
@@ -117,11 +138,12 @@ class Neuron(nn.Module):
         """x (B, T, D), membrane (B, D) -> spikes (B, T, D), membrane after the last reset (B, D)."""
         c, threshold = self.config, _scaled(self.threshold, self.threshold_log)
         if c.spike_source == "lif":
-            return lif_scan(x, membrane, self.leak, threshold, c.surrogate_alpha, c.v_clamp, c.lif_gradient)
+            cut = c.surrogate_cut or math.inf
+            return lif_scan(x, membrane, self.leak, threshold, self.alpha, c.v_clamp, c.lif_gradient, c.encoder_code, cut)
         if c.spike_source == "threshold":
-            return spike(x, threshold, c.surrogate_alpha), membrane
+            return spike(x, threshold, self.alpha), membrane
         if c.spike_source == "topk":
-            return topk_mask(x, c.topk_rate, c.surrogate_alpha), membrane
+            return topk_mask(x, c.topk_rate, self.alpha), membrane
         return x, membrane
 
 

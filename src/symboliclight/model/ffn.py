@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Spike, apply, branch_end, reader, stream_norm, stream_spike, watched
+from symboliclight.model.encoder import Spike, apply, branch_end, hidden_spike, reader, stream_norm, stream_spike, watched
 from symboliclight.ops import dropout, event_linear, pairs, spiking_pair
 
 
 class FeedForward(nn.Module):
-    """c <- norm(c + W_down f),  f = 1[W_up c >= θ], or GELU(W_up c) as the control.
+    """c <- norm(c + W_down f),  f = 1[W_up c >= θ] or another code of spikes, or GELU(W_up c) as the control.
 
     With `residual="pre"` c <- c + W_down f, and W_up reads what the norm of the mixer makes of c; with `spike_fed` it
     reads spikes of that.
@@ -19,7 +19,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.spike = stream_spike(config) if config.spike_fed else nn.Identity()
         self.up = reader(config, config.d_ff)
-        self.activation = Spike(config, config.d_ff, config.v_threshold) if config.ffn == "spike" else nn.GELU()
+        self.activation = hidden_spike(config) if config.ffn == "spike" else nn.GELU()
         self.down = branch_end(config, config.d_ff)
         self.dropout = config.dropout
         self.norm = stream_norm(config)
@@ -37,8 +37,8 @@ class FeedForward(nn.Module):
         return apply(linear, self.down, f)
 
     def _pairs(self, x: Tensor) -> bool:
-        """Whether both matrices can be one op: nobody drops units, learns their threshold or watches them."""
-        return (isinstance(self.activation, Spike) and self.activation.threshold_log is None
+        """Whether both matrices can be one op: plain spikes, and nobody drops units or watches them."""
+        return (isinstance(self.activation, Spike) and self.activation.plain
                 and type(self.up) is type(self.down) is nn.Linear and not (self.dropout and self.training)
                 and not watched(self.up, self.activation, self.down) and pairs(x))
 

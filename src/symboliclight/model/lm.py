@@ -57,7 +57,7 @@ class SymbolicLight(nn.Module):
         aux: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            gate = s.amax(-1) > 0 if config.gate else torch.ones_like(tokens, dtype=torch.bool)
+            gate = _any(s, config.stream_code) if config.gate else torch.ones_like(tokens, dtype=torch.bool)
             if present is not None:
                 gate, s = gate & present, s * present[..., None]
                 n = n * present[..., None] if config.conv else n  # a convolution would carry absent tokens on
@@ -91,6 +91,11 @@ class SymbolicLight(nn.Module):
         """Entropy early exit: every row's next-token entropy is below `config.exit_entropy` nats."""
         log_p = self.head(c[:, -1]).float().log_softmax(-1)
         return bool((-(log_p.exp() * log_p).sum(-1) < self.config.exit_entropy).all())
+
+
+def _any(s: Tensor, code: str) -> Tensor:
+    """(B, T) bool: whether a token spikes at all; only ternary spikes may be negative."""
+    return (s != 0).any(-1) if code == "ternary" else s.amax(-1) > 0
 
 
 def _present(position: Tensor, length: int) -> Tensor | None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, float32, nn
 
-from symboliclight.model.encoder import Spike
+from symboliclight.model.encoder import Neuron, Spike
 from symboliclight.model.lm import SymbolicLight
 
 
 def spike_sites(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules whose output (first output, if several) is the 0/1 spikes (B, T, units) of a site, in forward order.
+    """Modules whose output (first output, if several) is the spikes (B, T, units) of a site, in forward order.
 
     Names: `encoder`; for each layer i `mixer.i` (what the up-projection reads, with `spike_fed`), `ffn.i` (hidden
     units) and `blocks.i` (block output). A site that the configuration made dense is absent; a model without spikes
@@ -26,6 +26,13 @@ def spike_sites(model: nn.Module) -> dict[str, nn.Module]:
                  f"blocks.{i}": block.get_submodule("spike")}
         sites |= {name: module for name, module in found.items() if isinstance(module, Spike)}
     return sites
+
+
+def set_surrogate_alpha(model: nn.Module, alpha: float) -> None:
+    """Give the surrogate of every spike site this steepness; the forward values do not know it."""
+    for module in model.modules():
+        if isinstance(module, (Spike, Neuron)):
+            module.alpha = alpha
 
 
 @contextmanager
@@ -55,8 +62,8 @@ def watch_sites(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
 @contextmanager
 def differentiable_rates(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Fill the yielded list, in forward order, with each site's spikes per unit and token: scalars float32 that carry
-    the gradient of the surrogate. Present tokens and padding count alike."""
+    """Fill the yielded list, in forward order, with each site's mean spike, which is its rate where spikes are binary:
+    scalars float32 with the gradient of the spikes. Present tokens and padding count alike."""
     rates: list[Tensor] = []
     hooks = [module.register_forward_hook(lambda _, inputs, output: rates.append(_first(output).mean(dtype=float32)))
              for module in spike_sites(model).values()]

@@ -1,6 +1,6 @@
-"""Linear map of binary inputs: the sum of the weight columns whose input spiked.
+"""Linear map of spikes: the sum of the weight columns whose input spiked, times its value where it has one.
 
-    y = Σ_{i : s_i = 1} W[:, i]
+    y = Σ_{i : s_i ≠ 0} s_i W[:, i]
 
 On a CPU the native form gathers those columns where few enough are active; otherwise it is the dense product. How few
 is measured on the processor at hand (`break_even`).
@@ -28,12 +28,12 @@ _measured: dict[torch.dtype, float] = {}  # dtype -> break-even
 def event_linear_loop(spikes: Tensor, weight: Tensor) -> Tensor:
     """The specification of `event_linear`: gather and add, one vector at a time."""
     flat = spikes.reshape(-1, spikes.shape[-1])
-    rows = [weight[:, s.nonzero()[:, 0]].sum(1) for s in flat]
+    rows = [(weight[:, at] * s[at]).sum(1) for s in flat for at in [s.nonzero()[:, 0]]]
     return torch.stack(rows).view(*spikes.shape[:-1], weight.shape[0])
 
 
 def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
-    """y (..., N) of spikes (..., M), 0/1, and weight (N, M); any other input is the plain product."""
+    """y (..., N) of spikes (..., M), binary or valued, and weight (N, M); faster than the product where most are 0."""
     dtype, device = spikes.dtype, spikes.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

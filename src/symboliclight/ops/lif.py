@@ -13,7 +13,12 @@ gradient. `bptt`: the true recurrence, with the surrogate for ds/dv in the reset
 recurrence with the reset factor (1 - s_t) held constant. The hard reset makes the recurrence no associative scan of
 bounded size, so the torch form still walks over T, but without an autograd tape; its local gradient has no loop.
 At the bounds of the clamp the derivative is 0. The membrane lives in the dtype of r_0, whatever the dtype of x.
+
+A neuron that fires at v_t >= θ may send more than 1: the `graded` v_t or the `shifted` v_t - θ (ops/spike.py), and is
+reset all the same. Their gradient is local.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +27,12 @@ from torch.library import custom_op
 
 from symboliclight.ops.spike import spike, surrogate
 
+LIF_CODES = ("binary", "graded", "shifted")
+
 
 def lif_scan_loop(
     x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float = 2.0, clamp: float = 3.0,
-    gradient: str = "local",
+    gradient: str = "local", code: str = "binary", cut: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """The specification of `lif_scan`: one step a token, differentiated by autograd."""
     r, spikes = r0, []
@@ -34,24 +41,56 @@ def lif_scan_loop(
         v = F.hardtanh(leak * r + x_t, -clamp, clamp)  # clamp() would have slope 1 on its bounds
         s = spike(v, threshold, alpha)
         r = v * (1 - (s.detach() if gradient == "bptt_detached" else s))
-        spikes.append(s)
+        spikes.append(s if code == "binary" else spike(v, threshold, alpha, code, cut=cut))
     return torch.stack(spikes, 1).to(x.dtype), r.detach() if gradient == "local" else r
 
 
 def lif_scan(
     x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float = 2.0, clamp: float = 3.0,
-    gradient: str = "local",
+    gradient: str = "local", code: str = "binary", cut: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Integrate, fire and reset along T.
 
     Args: x (B, T, D) input current; r0 (B, D) membrane after reset, float32 or float64; leak λ and threshold θ (D,);
-        clamp bounds |v|; gradient is "local", "bptt" or "bptt_detached".
+        clamp bounds |v|; gradient is "local", "bptt" or "bptt_detached"; code is one of `LIF_CODES`, and binary unless
+        the gradient is local; cut: reach of the surrogate of a code other than binary.
     Returns: spikes (B, T, D) in the dtype of x, and the membrane after the last reset (B, D) in the dtype of r0.
     """
     D = x.shape[-1]
     leak, threshold = leak.to(r0.dtype).expand(D), threshold.to(r0.dtype).expand(D)
+    if code != "binary":
+        return _valued(x, r0, leak, threshold, alpha, clamp, code, cut)
     s, _, r = lif_forward(x.to(r0.dtype), r0, leak, threshold, alpha, clamp, gradient)
     return s.to(x.dtype), r.detach() if gradient == "local" else r
+
+
+def _valued(
+    x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float, clamp: float, code: str, cut: float
+) -> tuple[Tensor, Tensor]:
+    """`lif_scan` of valued spikes: the membrane of the binary scan, whose slope towards x is 1 inside the clamp."""
+    v, r = _Membrane.apply(x.to(r0.dtype), r0, leak, threshold.detach(), alpha, clamp)
+    return spike(v, threshold, alpha, code, cut=cut).to(x.dtype), r
+
+
+class _Membrane(torch.autograd.Function):
+    """Membrane before reset (B, T, D) and after the last one (B, D), differentiable locally."""
+
+    @staticmethod
+    def forward(ctx, x, r0, leak, threshold, alpha, clamp):  # type: ignore[override]
+        _, v, r = lif_forward(x, r0, leak, threshold, alpha, clamp, "local")
+        ctx.save_for_backward(v, r0, threshold)
+        ctx.clamp = clamp
+        ctx.mark_non_differentiable(r)
+        return v, r
+
+    @staticmethod
+    def backward(ctx, grad, _):  # type: ignore[override]
+        v, r0, threshold = ctx.saved_tensors
+        grad = grad * (v.abs() < ctx.clamp)
+        grad_leak = None
+        if ctx.needs_input_grad[2]:
+            grad_leak = (grad * torch.cat([r0[:, None], (v * (v < threshold))[:, :-1]], 1)).sum((0, 1))
+        return grad, None, grad_leak, None, None, None
 
 
 def lif_forward_torch(

@@ -160,29 +160,33 @@ def decay_backward(
 
 
 @_on_cpu(spiking.spike_forward, spiking.spike_forward_torch)
-def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    if (level := spiking.levels(v, threshold)) is None:
-        return spiking.spike_forward_torch(v, threshold, alpha)
+def spike_forward(v: Tensor, threshold: Tensor, alpha: float, code: str, levels: int, cut: float) -> Tensor:
+    if (level := spiking.channel_levels(v, threshold)) is None:
+        return spiking.spike_forward_torch(v, threshold, alpha, code, levels, cut)
     s = _new(v)
-    _native.spike_forward(v.contiguous().view(-1), level, s.view(-1), torch.get_num_threads())
+    _native.spike_forward(v.contiguous().view(-1), level, spiking.number(code), alpha, levels, cut, s.view(-1),
+                          torch.get_num_threads())
     return s
 
 
 @_on_cpu(spiking.spike_backward, spiking.spike_backward_torch)
-def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    if (level := spiking.levels(v, threshold)) is None:
-        return spiking.spike_backward_torch(grad, v, threshold, alpha)
+def spike_backward(
+    grad: Tensor, v: Tensor, threshold: Tensor, alpha: float, code: str, levels: int, cut: float
+) -> Tensor:
+    if (level := spiking.channel_levels(v, threshold)) is None:
+        return spiking.spike_backward_torch(grad, v, threshold, alpha, code, levels, cut)
     grad, v = _contiguous(grad, v)
     grad_v = _new(v)
-    _native.spike_backward(grad.view(-1), v.view(-1), level, grad_v.view(-1), alpha,
+    _native.spike_backward(grad.view(-1), v.view(-1), level, spiking.number(code), alpha, levels, cut, grad_v.view(-1),
                            torch.get_num_threads())
     return grad_v
 
 
-def spike_slope_(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
+def spike_slope_(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float, cut: float = math.inf) -> Tensor:
     """Multiply `grad` by the surrogate of v, both contiguous, at one threshold."""
-    _native.spike_backward(grad.view(-1), v.view(-1), threshold.reshape(1).to(v.dtype), grad.view(-1), alpha,
-                           torch.get_num_threads())
+    level = threshold.reshape(1).to(v.dtype)
+    _native.spike_backward(grad.view(-1), v.view(-1), level, spiking.number("binary"), alpha, spiking.LEVELS, cut,
+                           grad.view(-1), torch.get_num_threads())
     return grad
 
 

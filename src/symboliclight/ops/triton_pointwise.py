@@ -8,48 +8,84 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from symboliclight.ops.spike import levels, spike_backward_torch, spike_forward_torch
+from symboliclight.ops.spike import channel_levels, number, spike_backward_torch, spike_forward_torch
 
 BLOCK = 1024  # elements a program
 COLUMNS = 4096  # logits of a row at one time, at most
 
 
 @triton.jit
-def _spike_forward(v, threshold, s, N, D, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    real = at < N
-    fired = tl.load(v + at, mask=real).to(tl.float32) >= tl.load(threshold + at % D, mask=real).to(tl.float32)
-    tl.store(s + at, tl.where(fired, 1.0, 0.0).to(s.dtype.element_ty), mask=real)
+def _surrogate(distance, alpha, cut):
+    slope = 1 / (1 + (alpha * distance) * (alpha * distance))
+    return tl.where(tl.abs(distance) > cut, 0.0, slope)
 
 
 @triton.jit
-def _spike_backward(grad, v, threshold, alpha, grad_v, N, D, BLOCK: tl.constexpr):
+def _spike_forward(v, threshold, s, N, D, top, CODE: tl.constexpr, BLOCK: tl.constexpr):
+    """CODE: place of the code in ops/spike.py; top: largest value of an integer spike."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = at < N
-    theta = tl.load(threshold + at % D, mask=real).to(tl.float32)
-    distance = alpha * (tl.load(v + at, mask=real).to(tl.float32) - theta)
-    slope = tl.load(grad + at, mask=real).to(tl.float32) / (1 + distance * distance)
+    x = tl.load(v + at, mask=real).to(tl.float32)
+    theta = tl.load(threshold + at % D, mask=real, other=1.0).to(tl.float32)
+    if CODE == 0:
+        y = tl.where(x >= theta, 1.0, 0.0)
+    elif CODE == 1:
+        y = tl.where(x >= theta, 1.0, tl.where(x <= -theta, -1.0, 0.0))
+    elif CODE == 2:
+        y = tl.minimum(tl.maximum(tl.div_rn(x, theta), 0.0), top)
+        y = (y + 12582912.0) - 12582912.0  # rounds to even
+    elif CODE == 3:
+        y = tl.where(x >= theta, x, 0.0)
+    else:
+        y = tl.maximum(x - theta, 0.0)
+        if CODE == 5:
+            y = y * y
+    tl.store(s + at, y.to(s.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _spike_backward(grad, v, threshold, alpha, cut, grad_v, N, D, top, CODE: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < N
+    x = tl.load(v + at, mask=real).to(tl.float32)
+    theta = tl.load(threshold + at % D, mask=real, other=1.0).to(tl.float32)
+    if CODE == 0:
+        slope = _surrogate(x - theta, alpha, cut)
+    elif CODE == 1:
+        slope = _surrogate(x - theta, alpha, cut) + _surrogate(x + theta, alpha, cut)
+    elif CODE == 2:
+        slope = tl.where((x >= 0) & (x <= top * theta), 1 / theta, 0.0)
+    elif CODE == 3:
+        slope = _surrogate(x - theta, alpha, cut) * theta + tl.where(x >= theta, 1.0, 0.0)
+    elif CODE == 4:
+        slope = tl.where(x > theta, 1.0, 0.0)
+    else:
+        slope = 2 * tl.maximum(x - theta, 0.0)
+    slope = tl.load(grad + at, mask=real).to(tl.float32) * slope
     tl.store(grad_v + at, slope.to(grad_v.dtype.element_ty), mask=real)
 
 
-def spike_forward(v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    level = levels(v, threshold)
+def spike_forward(v: Tensor, threshold: Tensor, alpha: float, code: str, levels: int, cut: float) -> Tensor:
+    level = channel_levels(v, threshold)
     if level is None:
-        return spike_forward_torch(v, threshold, alpha)
+        return spike_forward_torch(v, threshold, alpha, code, levels, cut)
     v = v.contiguous()
     s = torch.empty_like(v)
-    _spike_forward[(triton.cdiv(v.numel(), BLOCK),)](v, level, s, v.numel(), len(level), BLOCK=BLOCK)
+    _spike_forward[(triton.cdiv(v.numel(), BLOCK),)](
+        v, level, s, v.numel(), len(level), float(levels), CODE=number(code), BLOCK=BLOCK)
     return s
 
 
-def spike_backward(grad: Tensor, v: Tensor, threshold: Tensor, alpha: float) -> Tensor:
-    level = levels(v, threshold)
+def spike_backward(
+    grad: Tensor, v: Tensor, threshold: Tensor, alpha: float, code: str, levels: int, cut: float
+) -> Tensor:
+    level = channel_levels(v, threshold)
     if level is None:
-        return spike_backward_torch(grad, v, threshold, alpha)
+        return spike_backward_torch(grad, v, threshold, alpha, code, levels, cut)
     grad, v = grad.contiguous(), v.contiguous()
     grad_v = torch.empty_like(v)
     _spike_backward[(triton.cdiv(v.numel(), BLOCK),)](
-        grad, v, level, alpha, grad_v, v.numel(), len(level), BLOCK=BLOCK)
+        grad, v, level, alpha, cut, grad_v, v.numel(), len(level), float(levels), CODE=number(code), BLOCK=BLOCK)
     return grad_v
 
 

@@ -88,5 +88,6 @@ class GraphedStep:
 
 
 def graphs(device: torch.device, config: TrainConfig) -> bool:
-    """Whether steps on this device are recorded: on CUDA, with one micro-batch a step."""
-    return device.type == "cuda" and config.accumulate == 1
+    """Whether steps on this device are recorded: on CUDA, with one micro-batch a step that nothing ramps."""
+    ramped = config.rate_ramp > 0 or config.surrogate_alpha_end is not None
+    return device.type == "cuda" and config.accumulate == 1 and not ramped
