@@ -52,8 +52,8 @@ class ModelConfig:
     ffn_code: Literal["binary", "ternary", "integer", "graded", "shifted", "squared"] = "binary"
     spike_levels: int = 4  # largest value of an integer spike
     ffn_threshold: float | None = None  # of the hidden units; None means v_threshold
-    ffn_zscore: float | None = None  # z: the threshold is mean + z std of a token's hidden potentials where that is more
-    surrogate_cut: float | None = None  # distance from the threshold beyond which hidden and stream spikes learn nothing
+    ffn_zscore: float | None = None  # z: a token's own threshold, mean + z std of its potentials, where it is more
+    surrogate_cut: float | None = None  # distance from the threshold beyond which the surrogate is 0
     # switches for science
     spike_source: Literal["lif", "threshold", "topk", "dense"] = "lif"
     encoder_threshold: float | None = None  # encoder only; None means v_threshold
@@ -224,8 +224,8 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
-_SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings", "encoder_code", "stream_code",
-           "ffn_code", "ffn_threshold", "ffn_zscore")
+_SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings", "encoder_code",
+           "stream_code", "ffn_code", "ffn_threshold", "ffn_zscore")
 
 
 def beyond_v1(config: ModelConfig) -> tuple[str, Any, Any] | None:

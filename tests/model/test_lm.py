@@ -31,7 +31,7 @@ SWITCHES = {
     "its twin": {"residual": "pre", "spike_fed": True, "decay": "channel", "conv": 3, "spike_source": "dense",
                  "ffn": "gelu", "block_spikes": False},
     **{code: {"ffn_code": code, "stream_code": code, "spike_fed": code == "graded"} for code in CODES[1:]},
-    "valued encoder": {"encoder_code": "shifted", "encoder_threshold": 0.8, "ffn_code": "shifted", "ffn_threshold": 0.5},
+    "valued encoder": {"encoder_code": "shifted", "encoder_threshold": 0.8, "ffn_code": "graded"},
     "z-score": {"ffn_code": "shifted", "ffn_threshold": 0.1, "ffn_zscore": 1.3, "surrogate_cut": 1.0},
 }
 

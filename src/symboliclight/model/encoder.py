@@ -138,8 +138,8 @@ class Neuron(nn.Module):
         """x (B, T, D), membrane (B, D) -> spikes (B, T, D), membrane after the last reset (B, D)."""
         c, threshold = self.config, _scaled(self.threshold, self.threshold_log)
         if c.spike_source == "lif":
-            cut = c.surrogate_cut or math.inf
-            return lif_scan(x, membrane, self.leak, threshold, self.alpha, c.v_clamp, c.lif_gradient, c.encoder_code, cut)
+            options = self.alpha, c.v_clamp, c.lif_gradient, c.encoder_code, c.surrogate_cut or math.inf
+            return lif_scan(x, membrane, self.leak, threshold, *options)
         if c.spike_source == "threshold":
             return spike(x, threshold, self.alpha), membrane
         if c.spike_source == "topk":

@@ -4,7 +4,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from symboliclight.config import ModelConfig
-from symboliclight.model.encoder import Spike, apply, branch_end, hidden_spike, reader, stream_norm, stream_spike, watched
+from symboliclight.model.encoder import (
+    Spike,
+    apply,
+    branch_end,
+    hidden_spike,
+    reader,
+    stream_norm,
+    stream_spike,
+    watched,
+)
 from symboliclight.ops import dropout, event_linear, pairs, spiking_pair
 
 
