@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "head.hpp"
+#include "spikes.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
@@ -39,10 +40,12 @@ struct Pass : Head {
         normalise(norm, c, m.pre ? nullptr : y, w.n + n * m.D);
     }
 
-    // s = 1[x >= threshold] of n values.
-    static void spike(const float* x, const float* threshold, float* s, int64_t n) {
-        lanes(n, [&](int64_t i, auto l) {
-            store(s + i, load(x + i, l) >= load(threshold + i, l) ? splat(1) : vfloat{}, l);
+    // The spikes of n potentials.
+    void spike(const float* x, const float* threshold, float* s, int64_t n, SpikeCode code) const {
+        with_code(code, [&](auto one) {
+            lanes(n, [&](int64_t i, auto l) {
+                store(s + i, spike_value<one()>(load(x + i, l), load(threshold + i, l), splat(m.levels)), l);
+            });
         });
     }
 
@@ -66,13 +69,15 @@ struct Pass : Head {
             const float* x = w.c + n * m.D;
             float *s = w.s + n * m.D, *r = n > b * T ? left : state.v + b * m.D;
             if (m.source == Source::dense) std::memcpy(s, x, m.D * sizeof(float));
-            if (m.source == Source::threshold) spike(x, m.threshold, s, m.D);
+            if (m.source == Source::threshold) spike(x, m.threshold, s, m.D, SpikeCode::binary);
             if (m.source == Source::topk) largest(x, s);
             if (m.source != Source::lif) continue;
             lanes(m.D, [&](int64_t i, auto l) {
                 vfloat v = clamp(load(m.leak + i, l) * load(r + i, l) + load(x + i, l), limit);
-                auto fired = v >= load(m.threshold + i, l);
-                store(s + i, fired ? splat(1) : vfloat{}, l);
+                const vfloat level = load(m.threshold + i, l);
+                auto fired = v >= level;
+                const vfloat sent = m.encoder_code == SpikeCode::binary ? splat(1) : m.encoder_code == SpikeCode::graded ? v : v - level;
+                store(s + i, fired ? sent : vfloat{}, l);
                 store(left + i, fired ? vfloat{} : v, l);
             });
         }
@@ -91,7 +96,7 @@ struct Pass : Head {
         float* s = w.s + n * m.D;
         bool present = position(n) >= 0, any = false;
         if (!present) std::memset(s, 0, m.D * sizeof(float));
-        for (int64_t i = 0; m.gate && !any && i < m.D; ++i) any = s[i] > 0;
+        for (int64_t i = 0; m.gate && !any && i < m.D; ++i) any = s[i] != 0;
         w.gate[n] = present && (any || !m.gate);
         if (m.decay || m.spike_fed) prepare(m.decay ? layer.tcam : layer.q, with(w.spikes, w.s, m.D), n);
         if (m.attention && !m.spike_fed) prepare(layer.q, with(w.stream, w.n, m.D), n);
@@ -110,7 +115,7 @@ struct Pass : Head {
     void activate(int64_t layer, int64_t begin, int64_t end) const {
         for (int64_t n = 0; n < N; ++n) {
             float* f = w.f + n * m.F + begin;
-            if (m.ffn_spikes) spike(f, m.layers[layer].ffn_level + begin, f, end - begin);
+            if (m.ffn_spikes) spike(f, m.layers[layer].ffn_level + begin, f, end - begin, m.ffn_code);
             else gelu(f, f, end - begin, 1);
             if (call.taps.ffn) note(f, call.taps.ffn + (layer * N + n) * m.F + begin, end - begin);
         }
@@ -159,7 +164,7 @@ struct Pass : Head {
         const Layer& p = m.layers[layer];
         join(p.mixer_norm, n, w.y + n * m.D);
         if (fed.x == w.s) {
-            spike(w.n + n * m.D, p.mixer_level, w.s + n * m.D, m.D);
+            spike(w.n + n * m.D, p.mixer_level, w.s + n * m.D, m.D, m.stream_code);
             note_row(call.taps.mixer, layer * N + n);
         }
         prepare(p.up, fed, n);
@@ -175,7 +180,7 @@ struct Pass : Head {
         int32_t count = 0;
         auto piece = [&](int64_t begin, int64_t end) {
             const int64_t first = begin * LANES, last = least(end * LANES, m.F);
-            if (sketched) exact += certify(p.up, p.sketch, fed, N, p.ffn_level, w.f, begin, end);
+            if (sketched) exact += certify(p.up, p.sketch, fed, N, p.ffn_level, m.ffn_code, w.f, begin, end);
             else multiply(p.up, fed, N, w.f, begin, end);
             activate(layer, first, last);
             if (at_once) count = list_active(w.f, first, last, fired.index, count);
@@ -188,7 +193,7 @@ struct Pass : Head {
     }
 
     // Does each thread add up the rows of W_down of the neurons that it finds firing? Sums of integers, in any order.
-    bool sums_at_once(const Matrix& down) const { return N == 1 && down.by_input && down.format == Format::int8; }
+    bool sums_at_once(const Matrix& down) const { return N == 1 && down.by_input && down.format == Format::int8 && !down.valued; }
 
     // What W_down gave: row n of y, or the sum of what threads found.
     const float* fallen(const Matrix& down, int64_t n) const {
@@ -238,7 +243,7 @@ struct Pass : Head {
         const Layer& p = m.layers[layer];
         float *s = w.s + n * m.D, *seen = w.n + n * m.D;
         join(p.ffn_norm, n, fallen(p.down, n));
-        if (m.block_spikes) spike(seen, p.level, s, m.D);
+        if (m.block_spikes) spike(seen, p.level, s, m.D, m.stream_code);
         else std::memcpy(s, seen, m.D * sizeof(float));
         note_row(call.taps.blocks, layer * N + n);
     }

@@ -32,6 +32,7 @@ struct Matrix {
     const void* scale = nullptr;
     int64_t first = 0;           // the block of a packed matrix that `data` begins with
     const void* next = nullptr;  // what is fetched during a product, if it is not what follows
+    bool valued = false;         // by_input: spikes may be other than 0 and 1; at 8 bits they are 8-bit integers, a scale a row
 };
 
 inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -83,6 +84,8 @@ struct Model {
     Source source;
     int64_t topk;
     bool gate, block_spikes, ffn_spikes, decay, attention, short_keys;
+    SpikeCode encoder_code, stream_code, ffn_code;
+    float levels;               // largest value of an integer spike
     bool norm, pre, spike_fed;  // LayerNorms in the stream; off the stream; q, k, v and up read spikes
     Prior prior;
     float prior_weight;

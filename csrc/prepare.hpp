@@ -35,7 +35,14 @@ inline int32_t list_active(const float* in, int64_t begin, int64_t end, int32_t*
 inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
     const float* in = x.x + n * m.ins;
     if (m.by_input) {
+        const int32_t* index = x.index + n * x.width;
         x.active[n] = list_active(in, 0, m.ins, x.index + n * x.width, 0);
+        if (!m.valued || m.format != Format::int8) return;
+        float top = 0;
+        for (int64_t j = 0; j < x.active[n]; ++j) top = fmaxf(top, fabsf(in[index[j]]));
+        const float by = top > 1e-30f ? 127 / top : 0;
+        x.scale[n] = top / 127;
+        for (int64_t j = 0; j < x.active[n]; ++j) x.q[n * x.width + index[j]] = int8_t(nearbyintf(in[index[j]] * by));
 #if defined(__AMX_INT8__)
     } else if (m.format == Format::bfloat16 || m.format == Format::bfloat16_rows) {
         bf16* parts = x.parts + n * 3 * x.width;

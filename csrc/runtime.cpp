@@ -70,7 +70,13 @@ Runtime::Runtime(const std::map<std::string, int64_t>& sizes, const std::map<std
     m_.decay = flag("decay"), m_.attention = flag("attention"), m_.short_keys = flag("short_keys");
     if (m_.short_keys && sight(m_) > SHORT_SIGHT) throw std::invalid_argument("the window is too wide for 8-bit keys");
     m_.norm = flag("norm"), m_.pre = flag("pre"), m_.spike_fed = flag("spike_fed");
-    levels_.assign(m_.D, value("stream_threshold")), ffn_levels_.assign(up(m_.F, LANES), value("v_threshold"));
+    auto code = [&](const char* name) {
+        if (!(value(name) >= 0 && value(name) <= float(SpikeCode::squared))) throw std::invalid_argument("no such code of a spike");
+        return SpikeCode(int(value(name)));
+    };
+    m_.encoder_code = code("encoder_code"), m_.stream_code = code("stream_code"), m_.ffn_code = code("ffn_code");
+    m_.levels = value("spike_levels");
+    levels_.assign(m_.D, value("stream_threshold")), ffn_levels_.assign(up(m_.F, LANES), value("ffn_threshold"));
     layers_.resize(m_.L);
     for (Layer& p : layers_) p.mixer_level = p.level = levels_.data(), p.ffn_level = ffn_levels_.data();
     m_.layers = layers_.data();
@@ -91,6 +97,8 @@ void Runtime::matrix(const std::string& site, int64_t layer, const Matrix& m, in
         if (site == place.name) {
             if (m.outs != place.outs || m.ins != place.ins) throw std::invalid_argument(site + " has the wrong shape");
             *place.to = m;
+            const SpikeCode read = site == "down" ? m_.ffn_code : layer || site == "up" ? m_.stream_code : m_.encoder_code;
+            place.to->valued = m.by_input && read != SpikeCode::binary;
             return;
         }
     throw std::invalid_argument("unknown site " + site);

@@ -4,6 +4,7 @@
 
 #include "parallel.hpp"
 #include "simd.hpp"
+#include "spikes.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
@@ -178,23 +179,7 @@ void over_rows(int64_t n, int64_t period, int threads, F f) {
     });
 }
 
-// Values and slopes of ops/spike.py, of a vector v at thresholds t. `top` is D of integer spikes.
-inline vfloat round_even(vfloat x) { return (x + splat(12582912.0f)) - splat(12582912.0f); }  // for |x| < 2^22
-
-template <SpikeCode code>
-vfloat spike_value(vfloat v, vfloat t, vfloat top) {
-    const vfloat one = splat(1), zero{};
-    if constexpr (code == SpikeCode::binary) return v >= t ? one : zero;
-    if constexpr (code == SpikeCode::ternary) return v >= t ? one : (v <= -t ? -one : zero);
-    if constexpr (code == SpikeCode::graded) return v >= t ? v : zero;
-    if constexpr (code == SpikeCode::integer) {
-        const vfloat x = max(v / t, zero);
-        return round_even(x < top ? x : top);
-    }
-    const vfloat over = max(v - t, zero);
-    return code == SpikeCode::squared ? over * over : over;
-}
-
+// Slopes of ops/spike.py, as spike_value has the values.
 template <SpikeCode code>
 vfloat spike_slope(vfloat v, vfloat t, vfloat top, vfloat alpha, vfloat cut) {
     const vfloat one = splat(1), zero{};
@@ -208,19 +193,6 @@ vfloat spike_slope(vfloat v, vfloat t, vfloat top, vfloat alpha, vfloat cut) {
     if constexpr (code == SpikeCode::integer) return v >= zero && v <= top * t ? one / t : zero;
     if constexpr (code == SpikeCode::shifted) return v > t ? one : zero;
     return splat(2) * max(v - t, zero);
-}
-
-// f(the code as a constant of the compiler).
-template <class F>
-void with_code(SpikeCode code, F f) {
-    switch (code) {
-        case SpikeCode::binary: return f(std::integral_constant<SpikeCode, SpikeCode::binary>{});
-        case SpikeCode::ternary: return f(std::integral_constant<SpikeCode, SpikeCode::ternary>{});
-        case SpikeCode::integer: return f(std::integral_constant<SpikeCode, SpikeCode::integer>{});
-        case SpikeCode::graded: return f(std::integral_constant<SpikeCode, SpikeCode::graded>{});
-        case SpikeCode::shifted: return f(std::integral_constant<SpikeCode, SpikeCode::shifted>{});
-        case SpikeCode::squared: return f(std::integral_constant<SpikeCode, SpikeCode::squared>{});
-    }
 }
 
 template <class T>

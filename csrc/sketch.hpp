@@ -97,20 +97,23 @@ inline void exactly(const Matrix& m, const Operand& x, int64_t n, const int32_t*
     }
 }
 
-// Rows [0, N) of y, for outputs of blocks [begin, end): numbers on the right side of their `threshold`; those that the bound
-// leaves open are the product in full. Returns how many those were.
-inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, const float* threshold, float* y,
-                       int64_t begin, int64_t end) {
+// Rows [0, N) of y, for outputs of blocks [begin, end): numbers that spike as the product does. Where the bound tells what is
+// sent, which of a valued code is that nothing is, they are estimates; all else is the product in full. Returns how many that was.
+inline int64_t certify(const Matrix& m, const Sketch& sketch, const Operand& x, int64_t N, const float* threshold, SpikeCode code,
+                       float* y, int64_t begin, int64_t end) {
     int64_t exact = 0;
+    const bool known = code == SpikeCode::binary || code == SpikeCode::ternary;  // what fires sends no more than that it does
+    const vfloat share = splat(code == SpikeCode::integer ? 0.499f : 1);         // round(v / θ) is 0 up to half of θ
     for (int64_t n = 0; n < N; ++n) {
         int32_t *open = x.index + n * x.room + begin * LANES, count = 0;
         for (int64_t block = begin; block < end; ++block) {
             Estimate e = estimate(sketch, x, n, block);
             for (int p = 0; p < PIECES; ++p) {
                 const int64_t o = block * LANES + p * W;
-                const vfloat level = load(threshold + o, Full{});
-                vint fires = e.about[p] - e.radius[p] >= level, silent = e.about[p] + e.radius[p] < level;
-                vint sure = fires | silent;
+                const vfloat level = load(threshold + o, Full{}) * share, low = e.about[p] - e.radius[p], high = e.about[p] + e.radius[p];
+                vint silent = high < level, sure = silent;
+                if (code == SpikeCode::ternary) sure = (silent & (low > -level)) | (high <= -level);
+                if (known) sure |= low >= level;
                 put(m, block, p, e.about[p], y + n * m.outs, false);
                 for (int i = 0; i < W && o + i < m.outs; ++i) {
                     open[count] = int32_t(o + i);

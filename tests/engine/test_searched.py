@@ -24,6 +24,7 @@ import symboliclight
 from symboliclight import checkpoint, engine
 from symboliclight.engine import State
 from symboliclight.engine.files import map_tensors
+from symboliclight.engine.model import CODES
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS, kind_of
 from symboliclight.engine.places import checkpoint_shapes
 from symboliclight.engine.weights import read
@@ -46,6 +47,9 @@ SWITCHES = {
     "conv": {"conv": 3}, "conv, decay": {"conv": 2, "paths": "decay"},
     "conv, attention": {"conv": 4, "paths": "attention"},
     "exit": {"exit_entropy": 3.2, "conv": 3, "residual": "pre"},
+    **{code: {"ffn_code": code, "stream_code": code, "ffn_threshold": 0.8} for code in CODES},
+    **{f"{code}, spike-fed": {"ffn_code": code, "stream_code": code, "spike_fed": True} for code in CODES},
+    "graded encoder": {"encoder_code": "graded"}, "shifted encoder": {"encoder_code": "shifted", "ffn_code": "squared"},
     "neuro": {"norm": "none", "paths": "decay", "prior": "none", "v_clamp": 1000.0, "spike_fed": True}, **COMPOSED}
 each = pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 composed = pytest.mark.parametrize("switches", COMPOSED.values(), ids=COMPOSED)
@@ -181,7 +185,7 @@ def test_states_of_other_convolutions_are_refused_and_those_of_before_them_read(
 @pytest.mark.parametrize("precision", CERTIFIED)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("switches", [SWITCHES["spike-fed"], SWITCHES["thresholds"], SWITCHES["pre-norm"],
-                                      *COMPOSED.values()], ids=str)
+                                      *[SWITCHES[code] for code in CODES[1:]], *COMPOSED.values()], ids=str)
 def test_certified_gives_the_bits_of_weights_in_full(switches, isa, precision):
     model, tokens = model_of(switches), tokens_of((1, 20))
     ours = same(model, tokens, precision, isa=isa)
@@ -192,6 +196,20 @@ def test_certified_gives_the_bits_of_weights_in_full(switches, isa, precision):
     assert 0 < ours.stats()["active"]["head"][0] < 1
     sketches = {m.site for m in ours.weights.matrices if m.site.endswith("sketch")}
     assert ("up.sketch" in sketches) == (not ours.config.spike_fed)  # what spikes feed is gathered in full
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("code", CODES)
+def test_gathered_values_are_the_product_with_all_of_them(code, isa, precision):
+    """Active rows times their values, integers at 8 bits, beside the same weights read in full; sizes of every remainder.
+
+    One layer: what a last bit moves over a threshold, or to the next integer, would grow in others.
+    """
+    model = model_of({"ffn_code": code, "d_model": 42, "n_heads": 3, "head_dim": 14, "d_ff": 61, "n_layers": 1})
+    gathered, full = (engine_of(model, precision, isa=isa, sparse=sparse) for sparse in (True, False))
+    tokens = tokens_of((3, 20))
+    close(gathered(tokens)[0], full(tokens)[0], atol=1e-4)
 
 
 def test_bytes_are_those_of_active_inputs():

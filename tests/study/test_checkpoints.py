@@ -17,7 +17,8 @@ def test_a_checkpoint_is_that_of_its_result(folder):
     (path,) = folder.parents[1].glob(f"{folder.name}-*.json")
     result = json.loads(path.read_text(encoding="utf-8"))
     model, tokenizer = load(folder)
-    assert model.config == from_dict(ModelConfig, result["config"]["model"]) and tokenizer.hash == result["tokenizer_hash"]
+    assert model.config == from_dict(ModelConfig, result["config"]["model"])
+    assert tokenizer.hash == result["tokenizer_hash"]
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
     ids = torch.tensor([tokenizer.encode("The sea was calm, and the ship lay at anchor in the bay.", bos=True)])
     with torch.no_grad():

@@ -13,7 +13,7 @@ from symboliclight import checkpoint
 from symboliclight.config import ModelConfig, from_dict, load_json
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
-from symboliclight.engine.places import stream_threshold
+from symboliclight.engine.places import ffn_threshold, stream_threshold
 from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype, shapes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 from symboliclight.errors import InputError
@@ -21,6 +21,7 @@ from symboliclight.processor import native_module
 from symboliclight.tokenizer import Tokenizer
 
 ROWS = 256  # tokens that share one reading of the weights
+CODES = ("binary", "ternary", "integer", "graded", "shifted", "squared")  # csrc/table.hpp
 SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine.hpp
 
 
@@ -62,10 +63,9 @@ def exported_precision(directory: str | Path) -> Precision | None:
 def _config(directory: Path) -> ModelConfig:
     file = directory / checkpoint.CONFIG
     config = from_dict(ModelConfig, load_json(file).get("model"), str(file))
-    for name in ("encoder_code", "stream_code", "ffn_code", "ffn_threshold", "ffn_zscore"):
-        if getattr(config, name) != getattr(ModelConfig, name):
-            raise InputError(f"{file}: the runtime has no model.{name} {getattr(config, name)!r} yet; use the model in "
-                             "PyTorch, or train with binary spikes")
+    if config.ffn_zscore is not None:
+        raise InputError(f"{file}: the runtime has no thresholds of a token's own (model.ffn_zscore "
+                         f"{config.ffn_zscore}); use the model in PyTorch")
     return config
 
 
@@ -269,7 +269,10 @@ def _sizes(c: ModelConfig) -> dict[str, int]:
 
 def _switches(c: ModelConfig, weights: Weights) -> dict[str, Any]:
     return {
-        "v_threshold": c.v_threshold, "stream_threshold": stream_threshold(c), "v_clamp": c.v_clamp, "gate": c.gate,
+        "ffn_threshold": ffn_threshold(c), "stream_threshold": stream_threshold(c), "v_clamp": c.v_clamp,
+        "gate": c.gate,
+        "encoder_code": CODES.index(c.encoder_code), "stream_code": CODES.index(c.stream_code),
+        "ffn_code": CODES.index(c.ffn_code), "spike_levels": c.spike_levels,
         "block_spikes": c.block_spikes,
         "exit_entropy": -1.0 if c.exit_entropy is None else c.exit_entropy, "ffn_spikes": c.ffn == "spike",
         "source": SOURCES.index(c.spike_source), "prior": PRIORS.index(c.prior), "prior_weight": weights.prior_weight,

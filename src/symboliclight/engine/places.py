@@ -107,6 +107,11 @@ def stream_threshold(c: ModelConfig) -> float:
     return c.v_threshold if c.stream_threshold is None else c.stream_threshold
 
 
+def ffn_threshold(c: ModelConfig) -> float:
+    """θ of the hidden units."""
+    return c.v_threshold if c.ffn_threshold is None else c.ffn_threshold
+
+
 def convolved(c: ModelConfig) -> str:
     """What convolutions pass over: input u of the decay, keys and values."""
     return {"both": "ukv", "decay": "u", "attention": "kv"}[c.paths] if c.conv else ""

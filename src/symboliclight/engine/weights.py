@@ -30,6 +30,7 @@ from symboliclight.engine.places import (
     Place,
     checkpoint_shapes,
     convolved,
+    ffn_threshold,
     learned_thresholds,
     places,
     sketched,
@@ -238,7 +239,7 @@ def _layer_vectors(c: ModelConfig, tensors: Mapping[str, np.ndarray], i: int) ->
         found = {part: tensors.get(f"blocks.{i}.{room}.norm.{part}") for part in ("weight", "bias")}
         yield from ((f"{room}_norm.{part}", array) for part, array in found.items() if array is not None)
     for name, site, units in learned_thresholds(c, i):
-        level = _scaled(c.v_threshold if site == "ffn_level" else stream_threshold(c), tensors[name])
+        level = _scaled(ffn_threshold(c) if site == "ffn_level" else stream_threshold(c), tensors[name])
         yield site, np.pad(level, (0, -units % LANES)) if site == "ffn_level" else level
     yield from ((f"conv_{x}", tensors[f"blocks.{i}.mixer.conv_{x}"]) for x in convolved(c))
     if c.paths != "attention":

@@ -24,6 +24,7 @@ from symboliclight.ops.window import window_attention, window_attention_loop
 __all__ = [
     "causal_conv", "causal_conv_loop", "cuda_forms", "decay_scan", "decay_scan_loop", "dropout", "event_linear",
     "event_linear_loop", "forms", "gated_scan", "gated_scan_loop", "lif_scan", "lif_scan_loop", "linear_cross_entropy",
-    "linear_cross_entropy_loop", "linears", "mix", "mix_loop", "pairs", "rope", "spike", "spiking_pair", "spiking_pair_loop", "surrogate",
+    "linear_cross_entropy_loop", "linears", "mix", "mix_loop",
+    "pairs", "rope", "spike", "spiking_pair", "spiking_pair_loop", "surrogate",
     "topk_mask", "torch_forms", "window_attention", "window_attention_loop",
 ]
