@@ -68,7 +68,7 @@ def _check(args: argparse.Namespace, measure: bool, tasks: bool) -> None:
     if sum(one is not None for one in given) + tasks != 1:
         raise InputError("give either --data DIR or --text FILE, or --tasks NAMES, --pairs, --cloze or --words")
     if (tasks or measure) and args.operations:
-        raise InputError("--operations counts what --data or --text reads; leave it out beside tasks and benchmarks")
+        raise InputError("--operations counts what --data or --text reads; leave it out beside --tasks and the like")
     if tasks and args.device != "cpu":
         raise InputError("--device goes with --data, --text and benchmarks; tasks run on the CPU")
     for name in ("max_tokens", "seq_len"):

@@ -30,7 +30,7 @@ def asks_for_tasks(args: argparse.Namespace) -> bool:
     if args.tasks is not None or args.wikitext is not None:
         return True
     if args.precision is not None:
-        raise InputError("--precision goes with benchmarks and tasks; --data and --text measure the torch model")
+        raise InputError("--precision goes with --tasks and benchmarks; --data and --text measure the torch model")
     return False
 
 
