@@ -37,6 +37,7 @@ def blimp(tmp_path):
     return folder
 
 
+@pytest.mark.needs("matplotlib")
 def test_pairs_of_a_folder_make_a_table_a_file_and_a_chart(call, blimp, tmp_path):
     out, chart = tmp_path / "found.json", tmp_path / "found.svg"
     shown = call("--pairs", blimp, "--precision", "float32", "--threads", 1, "--out", out, "--chart", chart)
@@ -52,6 +53,7 @@ def test_pairs_of_a_folder_make_a_table_a_file_and_a_chart(call, blimp, tmp_path
     assert "agreement (7)" in svg and "all pairs (7)" in svg
 
 
+@pytest.mark.needs("torch")
 def test_the_runtime_and_torch_find_the_same(call, blimp):
     both = [json.loads(call("--pairs", blimp, "--json", *options).out) for options in ((), ("--precision", "float32"))]
     assert both[0]["paradigms"] == both[1]["paradigms"] and both[0]["precision"] == "torch"

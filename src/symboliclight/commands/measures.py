@@ -12,7 +12,7 @@ from symboliclight.commands.output import print_table
 from symboliclight.errors import InputError
 from symboliclight.evals import cloze, pairs, words
 from symboliclight.provenance import commit
-from symboliclight.runner import load_runner
+from symboliclight.runner import load_model, load_runner
 from symboliclight.tokenizer import Tokenizer
 
 Measure = Callable[[Any, Tokenizer], dict[str, Any]]
@@ -56,7 +56,10 @@ def run_measure(args: argparse.Namespace) -> dict[str, Any]:
     kind, measured = next((name, run) for name, run in
                           (("pairs", _pairs), ("cloze", _cloze), ("words", _words)) if getattr(args, name) is not None)
     measure = measured(args)  # files first: what is wrong with them is said before a model is loaded
-    model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
+    if args.device != "cpu" and args.precision is None:  # not the recorded steps of load_runner: nothing is written
+        model, tokenizer = load_model(args.model, args.device)
+    else:
+        model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model only {model.config.vocab_size}; "
                          "use the tokenizer.model that the model was trained with")
