@@ -169,7 +169,7 @@ def plot_pairs(result: Mapping[str, Any], form: str = "svg") -> bytes:
         axes.axvline(0.5, color="black", ls=":")
         axes.set_yticks(range(len(rows)), [f"{name} ({row['count']:,})" for name, row in rows.items()])
         axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel="pairs that are right; lines are 95% intervals, the dotted line is chance")
+        axes.set(xlim=(0, 1), xlabel="pairs that are right, and 95% intervals")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         return render(figure, form)
 
