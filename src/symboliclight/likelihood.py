@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from symboliclight.sampling import next_logits, padded_state
+from symboliclight.tokenizer import Tokenizer
 
 ROWS = 32  # sequences read at once: each holds a state
 TOKENS = 8192  # tokens read at once
@@ -17,6 +18,23 @@ LOGITS = 1 << 26  # logits of the runtime that exist at one time
 
 Item = TypeVar("Item")
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context, at least one, and of its continuation
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of both: as of the whole text, but where a piece would span the border (in Chinese it may), each for itself.
+
+    White space at the end of the context belongs to the continuation.
+    """
+    kept = context.rstrip()
+    before, whole = tokenizer.encode(kept, bos=True), tokenizer.encode(context + continuation, bos=True)
+    if whole[: len(before)] == before:
+        return before, whole[len(before) :]
+    return before, tokenizer.encode(context[len(kept) :] + continuation)
+
+
+def fitted(context: list[int], continuation: list[int], length: int) -> tuple[list[int], list[int]]:
+    """The pair with no more of the end of the context than lets a model of `length` tokens read it, but one token."""
+    return context[-max(1, length + 1 - len(continuation)) :], continuation
 
 
 def loglikelihoods(
@@ -31,14 +49,15 @@ def loglikelihoods(
     for i, (context, _) in enumerate(pairs):
         shared.setdefault(tuple(context), []).append(i)
     out = [(0.0, True)] * len(pairs)
-    longest_first = sorted(shared, key=len, reverse=True)
+    longest = {context: max(len(pairs[i][1]) for i in own) for context, own in shared.items()}
+    longest_first = sorted(shared, key=lambda context: (len(context), longest[context]), reverse=True)
     for contexts in _batches(longest_first, lambda some: len(some) <= rows and len(some) * len(some[0]) <= TOKENS):
         logits, state = _read(model, contexts)
-        log_p, best = _log_softmax(logits), logits.argmax(-1)
+        log_sum, best = _log_sum(logits), logits.argmax(-1)
         row_of = {i: row for row, context in enumerate(contexts) for i in shared[context] if len(pairs[i][1])}
         for i, row in row_of.items():
             first = pairs[i][1][0]
-            out[i] = float(log_p[row, first]), bool(best[row] == first)
+            out[i] = float(logits[row, first] - log_sum[row]), bool(best[row] == first)
         rest = sorted((i for i in row_of if len(pairs[i][1]) > 1), key=lambda i: -len(pairs[i][1]))
         for part in _batches(rest, lambda some: _fits(model, rows, [pairs[i] for i in some])):
             scores = _continue(model, state.rows([row_of[i] for i in part]), [pairs[i][1] for i in part])
@@ -61,10 +80,14 @@ def _batches(items: Sequence[Item], fits: Callable[[list[Item]], bool]) -> Itera
 
 
 def _fits(model: Any, rows: int, pairs: Sequence[Pair]) -> bool:
-    """Whether continuations can be read together; a limited context holds the longest of both, padding included."""
+    """Whether continuations can be read together; a limited context holds the longest of both, padding included.
+
+    They come longest first; more than about a fifth of padding would cost more than another batch does.
+    """
     context, continuation = (max(len(pair[part]) for pair in pairs) for part in (0, 1))
     limit = getattr(model, "context_limit", None)
     return (len(pairs) <= rows and len(pairs) * continuation <= TOKENS
+            and len(pairs[-1][1]) >= 0.8 * continuation - 1
             and (limit is None or context + continuation - 1 <= limit))
 
 
@@ -83,33 +106,37 @@ def _continue(model: Any, state: Any, continuations: Sequence[Sequence[int]]) ->
     ids = np.zeros((len(continuations), width + 1), dtype=np.int64)
     for i, continuation in enumerate(continuations):
         ids[i, : len(continuation)] = continuation
-    nll, first = _scores(model, ids[:, :-1], ids[:, 1:], state)
+    nll, first, _ = token_scores(model, ids[:, :-1], ids[:, 1:], state)
     lengths = [len(c) - 1 for c in continuations]
     return [(-float(nll[i, :n].sum(dtype=np.float64)), bool(first[i, :n].all())) for i, n in enumerate(lengths)]
 
 
-def _scores(model: Any, tokens: np.ndarray, targets: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Cross-entropy in nats of targets (B, T) after tokens (B, T), and whether each is the most likely token."""
+def token_scores(
+    model: Any, tokens: np.ndarray, targets: np.ndarray, state: Any = None,
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Cross-entropy in nats of targets (B, T) after tokens (B, T), whether each is the likeliest token, the state."""
     if hasattr(model, "features"):
-        from symboliclight.model.step import token_scores
+        from symboliclight.model import step
 
-        return token_scores(model, tokens, targets, state)
+        return step.token_scores(model, tokens, targets, state)
     nll, first = np.empty(tokens.shape), np.empty(tokens.shape, bool)
-    step = max(1, LOGITS // (len(tokens) * model.config.vocab_size))
-    for at in range(0, tokens.shape[1], step):
-        part = slice(at, at + step)
+    step_size = max(1, LOGITS // (len(tokens) * model.config.vocab_size))
+    for at in range(0, tokens.shape[1], step_size):
+        part = slice(at, at + step_size)
         logits, state = model(tokens[:, part], state)
         nll[:, part] = nats(logits, targets[:, part])
         first[:, part] = logits.argmax(-1) == targets[:, part]
-    return nll, first
+    return nll, first, state
 
 
 def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood (B, T) of targets (B, T) under logits (B, T, V)."""
-    return -np.take_along_axis(_log_softmax(logits), targets[..., None], -1)[..., 0]
+    """Negative log-likelihood (B, T) of targets (B, T) under logits (B, T, V); float64."""
+    return _log_sum(logits) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis; the sums are in float64."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64))
+def _log_sum(logits: np.ndarray) -> np.ndarray:
+    """log of the sum of exp over the last axis, in float64."""
+    top = logits.max(-1, keepdims=True)
+    shares = logits - top
+    np.exp(shares, out=shares)
+    return top[..., 0] + np.log(shares.sum(-1, dtype=np.float64))

@@ -155,6 +155,25 @@ def plot_decode(curves: dict[str, list[dict[str, Any]]], form: str = "svg") -> b
         return render(figure, form)
 
 
+def plot_pairs(result: Mapping[str, Any], form: str = "svg") -> bytes:
+    """Accuracy on minimal pairs by phenomenon, with 95% intervals and chance (`symboliclight eval --pairs`)."""
+    rows = {**(result["phenomena"] or result["paradigms"]), "all pairs": result["all"]}
+    with style() as plt:
+        from matplotlib.ticker import PercentFormatter
+
+        figure, axes = plt.subplots(figsize=(7, 0.8 + 0.28 * len(rows)))
+        shares = [row["accuracy"] for row in rows.values()]
+        around = [[row["accuracy"] - row["interval"][0] for row in rows.values()],
+                  [row["interval"][1] - row["accuracy"] for row in rows.values()]]
+        axes.barh(range(len(rows)), shares, xerr=around, color=[COLOURS[0]] * (len(rows) - 1) + [COLOURS[1]])
+        axes.axvline(0.5, color="black", ls=":")
+        axes.set_yticks(range(len(rows)), [f"{name} ({row['count']:,})" for name, row in rows.items()])
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1), xlabel="pairs that are right, and 95% intervals")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        return render(figure, form)
+
+
 def plot_energy(result: Mapping[str, Any], form: str = "svg") -> bytes:
     """Energy of a token and the break-even curves of the first spiking model (`symboliclight energy --out`).
 

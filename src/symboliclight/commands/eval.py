@@ -1,4 +1,4 @@
-"""`symboliclight eval`: perplexity, bits per byte and sparsity of a model, and benchmark tasks."""
+"""`symboliclight eval`: perplexity, bits per byte and sparsity of a model, benchmarks, and tasks of the harness."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from typing import Any
 
 from symboliclight.atomic import write_atomic
 from symboliclight.checkpoint import locate
+from symboliclight.commands.measures import add_measures, check_measures, print_measure, run_measure
 from symboliclight.commands.models import add_device, add_model, read_text, token_progress
 from symboliclight.commands.operations import counted, print_operations
 from symboliclight.commands.output import print_json, print_table
@@ -19,7 +20,7 @@ from symboliclight.runner import load_model
 
 def add(commands: Any) -> None:
     """Add the parser."""
-    p = commands.add_parser("eval", help="measure perplexity, bits per byte and sparsity, or run benchmark tasks")
+    p = commands.add_parser("eval", help="measure perplexity, bits per byte and sparsity, or run benchmarks")
     add_model(p)
     add_device(p)
     p.add_argument("--data", metavar="DIR", help="a shard folder, made with the model's tokenizer")
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
                    help="tokens of each domain at most; of --text all are read (default: 65536)")
     p.add_argument("--seq-len", type=int, metavar="N",
                    help="tokens of a window, which starts without memory (default: the model's max_seq_len)")
+    add_measures(p)
     add_tasks(p)
     p.add_argument("--operations", action="store_true",
                    help="count operations a token by part as well, by NeuroBench's rule")
@@ -37,29 +39,44 @@ def add(commands: Any) -> None:
     p.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> None:
-    tasks = asks_for_tasks(args)
-    if (args.data is not None) + (args.text is not None) + tasks != 1:
-        raise InputError("give either --data DIR or --text FILE, or --tasks NAMES")
-    if tasks and args.operations:
-        raise InputError("--operations counts what --data or --text reads; leave it out beside --tasks")
-    if tasks and args.device != "cpu":
-        raise InputError("--device goes with --data and --text; tasks run on the CPU")
-    for name in ("max_tokens", "seq_len"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
-    result = {"model": str(args.model), "seed": _training_seed(args.model),
-              **(run_tasks(args) if tasks else _perplexity(args))}
+def _run(args: argparse.Namespace) -> int:
+    """1 after Ctrl-C, with the figures of what was done."""
+    measure = args.pairs is not None or args.cloze is not None or args.words is not None
+    tasks = not measure and asks_for_tasks(args)
+    _check(args, measure, tasks)
+    figures = run_measure if measure else run_tasks if tasks else _perplexity
+    result = {"model": str(args.model), "seed": _training_seed(args.model), **figures(args)}
     if args.out is not None:
         _save(args.out, result)
     if args.json:
         print_json(result)
+    elif measure:
+        print_measure(result)
     elif tasks:
         print_tasks(result)
     else:
         _print_tables(result)
         if args.operations:
             print_operations(result["operations"])
+    return int(measure and result["partial"])
+
+
+def _check(args: argparse.Namespace, measure: bool, tasks: bool) -> None:
+    """Raise `InputError` for options that are wrong or do not go together."""
+    given = [args.data, args.text, args.pairs, args.cloze, args.words, args.tasks if measure else None,
+             args.wikitext if measure else None]
+    if sum(one is not None for one in given) + tasks != 1:
+        raise InputError("give either --data DIR or --text FILE, or --tasks NAMES, --pairs, --cloze or --words")
+    if (tasks or measure) and args.operations:
+        raise InputError("--operations counts what --data or --text reads; leave it out beside --tasks and the like")
+    if tasks and args.device != "cpu":
+        raise InputError("--device goes with --data, --text and benchmarks; tasks run on the CPU")
+    for name in ("max_tokens", "seq_len"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    if args.threads is not None and not measure:
+        raise InputError("--threads goes with --pairs, --cloze and --words")
+    check_measures(args, measure)
 
 
 def _perplexity(args: argparse.Namespace) -> dict[str, Any]:

@@ -103,10 +103,10 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 @contextmanager
-def token_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar over `total` tokens; the yielded function adds tokens done. Silent off a terminal."""
+def token_progress(label: str, total: int, unit: str = "tokens") -> Iterator[Callable[[int], None]]:
+    """Show a bar over `total` tokens or other things; the yielded function adds those done. Silent off a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)

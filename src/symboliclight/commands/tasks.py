@@ -18,7 +18,9 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
       help="WikiText-103's wiki.test.raw, or its folder, instead of --data: perplexity by word")
     a("--include-path", action="append", default=[], metavar="DIR",
       help="folder of further task files; may be given again")
-    a("--limit", type=int, metavar="N", help="documents of each task at most, to try it (default: all)")
+    a("--limit", type=int, metavar="N",
+      help="documents of each task, pairs of each paradigm or questions of each file at most, always the same ones "
+           "(default: all)")
     a("--num-fewshot", type=int, metavar="N", help="solved examples before each question (default: the task's)")
     add_precision(parser)
 
@@ -28,7 +30,7 @@ def asks_for_tasks(args: argparse.Namespace) -> bool:
     if args.tasks is not None or args.wikitext is not None:
         return True
     if args.precision is not None:
-        raise InputError("--precision goes with --tasks and --wikitext; --data and --text measure the torch model")
+        raise InputError("--precision goes with --tasks and benchmarks; --data and --text measure the torch model")
     return False
 
 

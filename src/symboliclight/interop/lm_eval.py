@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from symboliclight.engine.pack import Precision
 from symboliclight.errors import InputError
-from symboliclight.likelihood import ROWS, TOKENS, Pair, loglikelihoods
+from symboliclight.likelihood import ROWS, TOKENS, Pair, encode_pair, fitted, loglikelihoods
 from symboliclight.provenance import commit
 from symboliclight.runner import load_runner
 from symboliclight.sampling import Sampling, generate
@@ -89,15 +89,8 @@ class HarnessModel(TemplateLM):
         return self._tokenizer.encode(string, bos=add_special_tokens is not False)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness does, but where a piece would span both (in Chinese it may), they are encoded apart.
-
-        White space at the end of the context belongs to the continuation.
-        """
-        kept = context.rstrip()
-        before, whole = self.tok_encode(kept), self.tok_encode(context + continuation)
-        if whole[: len(before)] == before:
-            return before, whole[len(before) :]
-        return before, self.tok_encode(context[len(kept) :] + continuation, add_special_tokens=False)
+        """As the harness does, but where a piece would span both, they are encoded apart."""
+        return encode_pair(self._tokenizer, context, continuation)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results."""
@@ -113,7 +106,7 @@ class HarnessModel(TemplateLM):
     def _windows(self, context: list[int], continuation: list[int]) -> Iterator[Pair]:
         """One pair; where the model cannot read the continuation at once, the harness's windows over it."""
         if len(continuation) <= getattr(self.model, "context_limit", len(continuation)):
-            yield context[-max(1, self.max_length + 1 - len(continuation)) :], continuation
+            yield fitted(context, continuation, self.max_length)
             return
         yield from map(make_disjoint_window,
                        get_rolling_token_windows(continuation, context[-1], self.max_length, context_len=1))

@@ -48,17 +48,21 @@ def token_nll(model: Any, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray
         return torch.cat(parts).view(targets.shape).cpu().numpy()
 
 
-def token_scores(model: Any, tokens: np.ndarray, targets: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`token_nll` after `state`, and whether each target is the most likely token: (B, T) float32 and bool."""
+def token_scores(
+    model: Any, tokens: np.ndarray, targets: np.ndarray, state: Any,
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """`token_nll` after `state`, whether each target is the likeliest token, (B, T) float32 and bool, and the state."""
     with inference(model):
-        c = model.features(_on(model, tokens), state)[0].flatten(0, 1)
+        features, _, state = model.features(_on(model, tokens), state)
+        c = features.flatten(0, 1)
         wanted = _on(model, targets).flatten()
         nll, first = [], []
         for rows, chosen in zip(c.split(ROWS), wanted.split(ROWS), strict=True):
             logits = model.head(rows).float()
             nll.append(F.cross_entropy(logits, chosen, reduction="none"))
             first.append(logits.argmax(-1) == chosen)
-        return torch.cat(nll).view(targets.shape).cpu().numpy(), torch.cat(first).view(targets.shape).cpu().numpy()
+        found = [torch.cat(parts).view(targets.shape).cpu().numpy() for parts in (nll, first)]
+        return found[0], found[1], state
 
 
 def _on(model: Any, ids: np.ndarray) -> Tensor:
