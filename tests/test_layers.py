@@ -16,8 +16,8 @@ FLOORS: list[set[str]] = [
     {"ops", "_native"},
     {"model", "data", "engine", "_engine"},
     {"distribution", "sampling", "likelihood", "runner", "train", "optim", "distributed", "calibration"},
-    {"evaluate", "sparsity", "operations", "energy", "study", "report", "plots", "rasters", "recipes", "budget",
-     "interop", "quality", "card", "benchmarks"},
+    {"evaluate", "evals", "sparsity", "operations", "energy", "study", "report", "plots", "rasters", "recipes",
+     "budget", "interop", "quality", "card", "benchmarks"},
     {"cli", "commands", "serve"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -202,7 +202,7 @@ def test_certified_gives_the_bits_of_weights_in_full(switches, isa, precision):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("code", CODES)
 def test_gathered_values_are_the_product_with_all_of_them(code, isa, precision):
-    """Active rows times their values, integers at 8 bits, beside the same weights read in full; sizes of every remainder.
+    """Active rows times their values, integers at 8 bits, beside the same weights read in full.
 
     One layer: what a last bit moves over a threshold, or to the next integer, would grow in others.
     """

@@ -39,8 +39,13 @@ def window_attention(*args):
 
 
 def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
-    """y (..., N) of spikes (..., M), 0/1, and weight (N, M)."""
+    """y (..., N) of spikes (..., M) and weight (N, M)."""
     return F.linear(spikes, weight)
+
+
+def mix(d: Tensor, x: Tensor, a: Tensor) -> Tensor:
+    """d + a (x - d)."""
+    return torch.lerp(d, x, a.to(d.dtype))
 
 
 def pairs(x: Tensor) -> bool:

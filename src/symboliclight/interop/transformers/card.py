@@ -17,7 +17,7 @@ tags: [symboliclight, spiking-neural-network]
 
 # {name}
 
-A SymbolicLight language model ([arXiv 2605.21333](https://arxiv.org/abs/2605.21333)): binary spikes beside a continuous
+A SymbolicLight language model ([arXiv 2605.21333](https://arxiv.org/abs/2605.21333)): spikes beside a continuous
 residual stream, an exponential-decay memory beside gated window attention.
 
 | | |
