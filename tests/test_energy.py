@@ -9,7 +9,16 @@ import symboliclight
 from symboliclight.config import preset
 from symboliclight.energy import account
 from symboliclight.energy.constants import ARITHMETIC, MEMORY
-from symboliclight.energy.parts import Cost, Shape, expand_rates, layout, spike_fed_share, traffic, visible_keys
+from symboliclight.energy.parts import (
+    Cost,
+    Shape,
+    expand_rates,
+    layout,
+    operations,
+    spike_fed_share,
+    traffic,
+    visible_keys,
+)
 from symboliclight.errors import InputError
 from symboliclight.operations import OperationMeter
 
@@ -183,3 +192,16 @@ def test_rates_are_checked(small_config):
                            ({"encoder": 2.0}, r"must be in \[0, 1\], got 2.0")):
         with pytest.raises(InputError, match=message):
             expand_rates(small_config, rates)
+
+
+@pytest.mark.parametrize(("code", "macs", "acs"), [("binary", 0, 0.1), ("ternary", 0, 0.1), ("integer", 0, 0.4),
+                                                   ("graded", 0.1, 0), ("shifted", 0.1, 0), ("squared", 0.1, 0)])
+def test_what_a_spike_says_decides_what_it_costs_and_its_silence_what_is_read(code, macs, acs):
+    """W_down of F x D weights at a rate of 0.1; an integer spike unfolds into 4 events at most."""
+    config = replace(preset("tiny"), ffn_code=code)
+    rates = dict.fromkeys((p.site for p in layout(config).values() if p.site), 0.1)
+    cost, part = operations(config, rates, 8.0)["blocks.0.ffn.down"], layout(config)["blocks.0.ffn.down"]
+    size = config.d_ff * config.d_model
+    assert (cost.macs, cost.acs, cost.dense) == pytest.approx((macs * size, acs * size, size))
+    int8 = ARITHMETIC["horowitz-45nm-int8"]
+    assert traffic(part, cost, rates, int8).weights == pytest.approx(0.1 * size * int8.value_bytes)

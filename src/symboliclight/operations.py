@@ -2,7 +2,7 @@
 
 A linear map of one call costs one operation for each nonzero input at each nonzero weight. These are accumulates (AC)
 if every input of the call is -1, 0 or 1, else multiply-accumulates (MAC); `dense` counts the zeros too; biases are
-free. `neurobench` marks the parts that the package itself counts (`interop.neurobench`).
+free. Integer spikes are counted as the binary events that they unfold into, an AC each, where NeuroBench has a MAC. `neurobench` marks the parts that the package itself counts (`interop.neurobench`).
 
 The other parts are element by element or product of activations: a product, with or without a sum, is a MAC, a lone
 sum an AC. Attention costs 2 D MAC a visible key (scores and values); its dense count ignores the gate, not the window.
@@ -106,12 +106,10 @@ class OperationMeter:
         """x (..., M) through a weight with `columns` (M,) nonzero entries for each input and N outputs."""
         x = x.detach().reshape(-1, x.shape[-1])
         part = self.parts.setdefault(name, Part(neurobench))
-        active = x != 0
-        operations = int((active.sum(0) * columns).sum())
-        if bool((active & (x.abs() != 1)).any()):
-            part.macs += operations
+        if bool((x != x.round()).any()):
+            part.macs += int(((x != 0).sum(0) * columns).sum())
         else:
-            part.acs += operations
+            part.acs += int((x.abs().sum(0, dtype=torch.float64) * columns).sum())
         part.dense += x.numel() * outputs
 
     def _each(self, name: str, count: int, macs: int = 0, acs: int = 0) -> None:

@@ -119,9 +119,10 @@ def at_rate(config: ModelConfig, rate: float, context: int) -> Subject:
 
 def mean_rate(s: Subject) -> float | None:
     """Share of the weights of spike-fed matrices that a token meets; None where no matrix is fed by spikes."""
-    fed = [s.costs[name] for name, p in layout(s.config).items() if p.site is not None and not s.costs[name].macs]
-    whole = sum(c.dense for c in fed)
-    return sum(c.acs for c in fed) / whole if whole else None
+    fed = [(s.costs[name], s.rates[p.site]) for name, p in layout(s.config).items()
+           if p.site is not None and (p.valued or not s.costs[name].macs)]
+    whole = sum(c.dense for c, _ in fed)
+    return sum(c.dense * rate for c, rate in fed) / whole if whole else None
 
 
 def describe(s: Subject, sets: Iterable[str], batch: int = 1) -> dict[str, Any]:

@@ -28,9 +28,15 @@ class Shape:
     inputs: int
     outputs: int
     site: str | None = None
+    code: str = "binary"  # of the spikes of that site
     macs: int = 0  # of parts other than linear maps and attention
     acs: int = 0
     extra: int = 0  # stored values read beside the matrix: biases, factors of a head
+
+    @property
+    def valued(self) -> bool:
+        """Whether the spikes that feed it carry a value, so that an active input costs products."""
+        return self.site is not None and self.code in ("graded", "shifted", "squared")
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Traffic:
     weights: float = 0.0
     keys: float = 0.0
     state: float = 0.0  # membranes and decay memories, read and written
-    activations: float = 0.0  # inputs and outputs of linear maps; a binary input is one bit
+    activations: float = 0.0  # inputs and outputs of linear maps; a spike is one bit, and its value if it has one
     sums: float = 0.0  # accumulators read and written for each synaptic operation, of dataflow "scatter"
 
 
@@ -77,12 +83,12 @@ def _symboliclight(c: ModelConfig) -> dict[str, Shape]:
         parts["encoder.neuron"] = Shape("membrane", D, D, macs=D, extra=2 * D if c.learn_neuron else 0)
     before = None if c.spike_source == "dense" else "encoder"
     for i in range(c.n_layers):
-        parts |= _mixer(c, f"blocks.{i}.mixer", before)
+        parts |= _mixer(c, f"blocks.{i}.mixer", before, c.stream_code if i else c.encoder_code)
         name, hidden = f"blocks.{i}.ffn", f"ffn.{i}" if c.ffn == "spike" else None
         middle = f"mixer.{i}" if c.spike_fed and c.block_spikes else None
         thresholds = F if hidden and c.learn_neuron == "all" else 0
-        parts |= {f"{name}.up": Shape("linear", D, F, middle, extra=thresholds),
-                  f"{name}.down": Shape("linear", F, D, hidden),
+        parts |= {f"{name}.up": Shape("linear", D, F, middle, c.stream_code, extra=thresholds),
+                  f"{name}.down": Shape("linear", F, D, hidden, c.ffn_code),
                   f"{name}.residual": Shape("elementwise", D, D, acs=D),
                   f"{name}.norm": _stream_norm(c, i < c.n_layers - 1)}
         before = f"blocks.{i}" if c.block_spikes else None
@@ -96,16 +102,16 @@ def _symboliclight(c: ModelConfig) -> dict[str, Shape]:
     return parts
 
 
-def _mixer(c: ModelConfig, name: str, site: str | None) -> dict[str, Shape]:
+def _mixer(c: ModelConfig, name: str, site: str | None, code: str) -> dict[str, Shape]:
     D, parts = c.d_model, {}
     if c.paths != "attention":
         rates = D if c.decay == "channel" else c.n_heads
-        parts = {f"{name}.tcam": Shape("linear", D, D, site),
+        parts = {f"{name}.tcam": Shape("linear", D, D, site, code),
                  f"{name}.decay": Shape("decay", D, D, macs=2 * D, extra=rates)}
         if c.decay == "input":
-            parts[f"{name}.decay_gate"] = Shape("linear", D, c.n_heads, site)
+            parts[f"{name}.decay_gate"] = Shape("linear", D, c.n_heads, site, code)
     if c.paths != "decay":
-        parts |= {f"{name}.{x}": Shape("linear", D, D, site if c.spike_fed else None) for x in "qkv"}
+        parts |= {f"{name}.{x}": Shape("linear", D, D, site if c.spike_fed else None, code) for x in "qkv"}
         parts |= {f"{name}.rope": Shape("elementwise", 2 * D, 2 * D, macs=4 * D),
                   f"{name}.attention": Shape("attention", D, D)}
     if c.paths == "both":
@@ -155,6 +161,8 @@ def visible_keys(config: ModelConfig, context: int) -> float:
 def operations(config: ModelConfig, rates: Mapping[str, float], keys: float) -> dict[str, Cost]:
     """Operations a token of each part: `rates` of every spike site that feeds a matrix, mean `keys` seen a query.
 
+    A spike with a value costs products. An integer one is counted as the most binary events that it can unfold into.
+
     Raises `InputError` if a site has no rate.
     """
     found = {}
@@ -166,7 +174,9 @@ def operations(config: ModelConfig, rates: Mapping[str, float], keys: float) -> 
         elif p.site is None:
             found[name] = Cost(macs=p.inputs * p.outputs, dense=p.inputs * p.outputs)
         elif p.site in rates:
-            found[name] = Cost(acs=rates[p.site] * p.inputs * p.outputs, dense=p.inputs * p.outputs)
+            whole = p.inputs * p.outputs
+            met, events = rates[p.site] * whole, config.spike_levels if p.code == "integer" else 1
+            found[name] = Cost(macs=met, dense=whole) if p.valued else Cost(acs=met * events, dense=whole)
         else:
             raise InputError(f"no firing rate for site {p.site}; give --rates {_rates_of(config)}")
     return found
@@ -184,13 +194,14 @@ def traffic(
     stored = part.extra * a.value_bytes / (1 if part.kind == "lookup" else batch)
     if part.kind == "linear":
         outputs = part.outputs * a.value_bytes
-        if part.site is None or cost.macs:
+        if part.site is None or (cost.macs and not part.valued):
             weights = part.inputs * part.outputs * a.value_bytes / batch
             return Traffic(stored + weights, activations=part.inputs * a.value_bytes + outputs)
         rate = rates[part.site]
         read = part.inputs * part.outputs * (1 - (1 - rate) ** batch) / batch
-        sums = 2 * cost.acs * a.sum_bytes if dataflow == "scatter" else 0.0
-        return Traffic(stored + read * a.value_bytes, activations=part.inputs / 8 + outputs, sums=sums)
+        sums = 2 * (cost.acs + cost.macs) * a.sum_bytes if dataflow == "scatter" else 0.0
+        values = rate * part.inputs * a.value_bytes if part.valued or part.code == "integer" else 0.0
+        return Traffic(stored + read * a.value_bytes, activations=part.inputs / 8 + values + outputs, sums=sums)
     if part.kind == "attention":  # every product reads one element; the token adds its own key and value
         return Traffic(keys=(cost.macs + 2 * part.inputs) * a.value_bytes)
     if part.kind == "convolution":  # its last inputs are read and one is written
