@@ -2,7 +2,8 @@
 
 A linear map of one call costs one operation for each nonzero input at each nonzero weight. These are accumulates (AC)
 if every input of the call is -1, 0 or 1, else multiply-accumulates (MAC); `dense` counts the zeros too; biases are
-free. Integer spikes are counted as the binary events that they unfold into, an AC each, where NeuroBench has a MAC. `neurobench` marks the parts that the package itself counts (`interop.neurobench`).
+free. Integer spikes are counted as the binary events that they unfold into, an AC each, where NeuroBench has a MAC.
+`neurobench` marks the parts that the package itself counts (`interop.neurobench`).
 
 The other parts are element by element or product of activations: a product, with or without a sum, is a MAC, a lone
 sum an AC. Attention costs 2 D MAC a visible key (scores and values); its dense count ignores the gate, not the window.
