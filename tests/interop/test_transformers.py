@@ -24,6 +24,7 @@ from symboliclight.interop.transformers import (  # noqa: E402
 
 VARIANTS = [
     {}, {"prior": "static", "learn_prior_weight": True}, {"learn_neuron": True, "lif_gradient": "bptt"},
+    {"ffn_code": "squared", "ffn_threshold": 0.5, "stream_code": "ternary", "encoder_code": "graded"},
     {"paths": "decay", "ffn": "gelu"}, {"paths": "attention", "spike_source": "topk", "prior": "none"},
     {"spike_source": "threshold", "encoder_threshold": 1.3, "block_spikes": False, "gate": False, "leak": 0.5},
     {"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input", "conv": 3,

@@ -27,7 +27,7 @@ from symboliclight.model.sites import spike_sites
 from symboliclight.model.state import State
 from symboliclight.ops import torch_forms
 from symboliclight.ops.decay import decay_forward, decay_scan_loop
-from symboliclight.ops.lif import lif_forward, lif_scan_loop
+from symboliclight.ops.lif import lif_forward
 from symboliclight.ops.rope import rope_forward, rope_torch
 from symboliclight.ops.spike import spike_forward, spike_forward_torch
 
@@ -115,9 +115,15 @@ def _decompositions() -> Any:
     return table
 
 
-def _lif(x: Tensor, r0: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    s, r = lif_scan_loop(x, r0, *options)
-    return s, s, r  # the op's second output is for gradients, which a graph without them never reads
+def _lif(x: Tensor, r0: Tensor, leak: Tensor, threshold: Tensor, alpha: float, clamp: float,
+         gradient: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`lif_forward` without writing to what it made."""
+    r, membranes = r0, []
+    for x_t in x.unbind(1):
+        membranes.append((leak * r + x_t).clamp(-clamp, clamp))
+        r = membranes[-1] * (membranes[-1] < threshold)
+    v = torch.stack(membranes, 1)
+    return (v >= threshold).to(x.dtype), v, r
 
 
 def _where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:

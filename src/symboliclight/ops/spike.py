@@ -82,12 +82,12 @@ def spike_forward_torch(v: Tensor, threshold: Tensor, alpha: float, code: str, l
     elif code == "ternary":
         s = (v >= threshold).to(v.dtype) - (v <= -threshold).to(v.dtype)
     elif code == "integer":
-        s = (v / threshold).round_().clamp_(0, levels)
+        s = (v / threshold).round().clamp(0, levels)
     elif code == "graded":
         s = v * (v >= threshold)
     else:
-        s = (v - threshold).clamp_(min=0)
-        s = s.square_() if code == "squared" else s
+        s = (v - threshold).clamp(min=0)
+        s = s.square() if code == "squared" else s
     return s.contiguous()
 
 
