@@ -48,9 +48,9 @@ def compare(run, model, tokens, padding=None):
         found = dict(zip(names, run.run(None, {"token": token.numpy(), **theirs}), strict=True))
         np.testing.assert_allclose(found["logits"], logits.numpy(), atol=1e-5)
         for site, s in expected.items():
-            ours = found[f"spikes.{site}"]
-            assert np.array_equal(ours != 0, (s != 0).numpy()), site
-            np.testing.assert_allclose(ours, s.numpy(), rtol=1e-4, atol=1e-4, err_msg=site)  # values, where they have one
+            sent = found[f"spikes.{site}"]
+            assert np.array_equal(sent != 0, (s != 0).numpy()), site
+            np.testing.assert_allclose(sent, s.numpy(), rtol=1e-4, atol=1e-4, err_msg=site)  # values, where they have one
             spikes += int(s.sum())
         theirs = {name: found[f"next.{name}"] for name in theirs}
     for name, x in ours.items():
