@@ -136,7 +136,7 @@ struct Operand {
     int32_t *sums, *total;  // (N, width / 32) of q by group, (N,) of all
     bf16* parts;        // (N, 3, width) x as a sum of three, for AMX
     bf16* packed;       // (ins up to 32, 16) of this thread: 16 rows as a block, and room that is only fetched
-    int8_t* low;        // (N, width) of a sketch: x is about scale (256 q + low)
+    int8_t* low;        // (N, width) of a sketch: x is about scale (256 q + low); else |q| where products want it (packed.hpp)
     float *size, *slip; // (N,) of a sketch: bounds of the Euclidean norms of x and of what it leaves of x
     int64_t width, room;  // from row to row, and at most: what `index` has for each
 };

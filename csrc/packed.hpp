@@ -53,6 +53,18 @@ inline vint dot4(vint sum, vint weights, int32_t four) {
 #endif
 }
 
+// AVX2 alone has the sizes of activations ready, which `prepare` stored beside them: one instruction less of five.
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)
+constexpr bool SIZES = true;
+inline vint dot4(vint sum, vint weights, int32_t four, int32_t sizes) {
+    __m256i signed_weights = _mm256_sign_epi8((__m256i)weights, _mm256_set1_epi32(four));
+    return sum + (vint)_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi32(sizes), signed_weights), _mm256_set1_epi16(1));
+}
+#else
+constexpr bool SIZES = false;
+inline vint dot4(vint sum, vint weights, int32_t four, int32_t) { return dot4(sum, weights, four); }
+#endif
+
 inline vint load_words(const uint8_t* p) {
     vint x;
     std::memcpy(&x, p, sizeof x);
@@ -142,7 +154,11 @@ struct Blocks {
             vint weights[K * PIECES];
             for (int p = 0; p < K * PIECES; ++p) weights[p] = load_bytes(w + p / PIECES * size + p % PIECES * 4 * W);
             for (int c = 0; c < C; ++c)
-                for (int p = 0; p < K * PIECES; ++p) dots[c][p] = dot4(dots[c][p], weights[p], four_of(q + c * x.width + i));
+                for (int p = 0; p < K * PIECES; ++p) {
+                    const int64_t at = c * x.width + i;
+                    if constexpr (!SIZES || C == 1) dots[c][p] = dot4(dots[c][p], weights[p], four_of(q + at));
+                    else dots[c][p] = dot4(dots[c][p], weights[p], four_of(q + at), four_of(x.low + n * x.width + at));
+                }
         }
         for (int c = 0; c < C; ++c)
             for (int p = 0; p < K * PIECES; ++p) sum[c][p] = scaled(m, block, p, x, n + c, dots[c][p]);
@@ -164,7 +180,12 @@ struct Blocks {
                     vint two = load_words(w + p * 4 * W), low = levels(two & low_half), high = levels((two >> 4) & low_half);
                     for (int c = 0; c < C; ++c) {
                         const int8_t* q = x.q + (n + c) * x.width + g * GROUP + step * 8;
-                        dots[c][p] = dot4(dot4(dots[c][p], low, four_of(q)), high, four_of(q + 4));
+                        if constexpr (!SIZES || C == 1) dots[c][p] = dot4(dot4(dots[c][p], low, four_of(q)), high, four_of(q + 4));
+                        else {
+                            const int8_t* sizes = x.low + (q - x.q);
+                            dots[c][p] = dot4(dots[c][p], low, four_of(q), four_of(sizes));
+                            dots[c][p] = dot4(dots[c][p], high, four_of(q + 4), four_of(sizes + 4));
+                        }
                     }
                 }
             }

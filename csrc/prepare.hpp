@@ -67,6 +67,7 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
                 std::memcpy(q + first + i, &narrow, l);
                 whole += rounded;
             });
+            for (int64_t i = first; SIZES && i < first + GROUP; ++i) x.low[n * x.width + i] = q[i] < 0 ? -q[i] : q[i];
             int32_t sum = 0;
             for (int i = 0; i < W; ++i) sum += whole[i];
             x.sums[n * (x.width / GROUP) + g] = sum;
