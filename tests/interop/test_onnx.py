@@ -50,7 +50,7 @@ def compare(run, model, tokens, padding=None):
         for site, s in expected.items():
             sent = found[f"spikes.{site}"]
             assert np.array_equal(sent != 0, (s != 0).numpy()), site
-            np.testing.assert_allclose(sent, s.numpy(), rtol=1e-4, atol=1e-4, err_msg=site)  # values, where they have one
+            np.testing.assert_allclose(sent, s.numpy(), rtol=1e-4, atol=1e-4, err_msg=site)  # their values
             spikes += int(s.sum())
         theirs = {name: found[f"next.{name}"] for name in theirs}
     for name, x in ours.items():
