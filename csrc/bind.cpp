@@ -218,19 +218,6 @@ void rope(nb::handle x, nb::handle cosine, nb::handle sine, float sign, nb::hand
     });
 }
 
-void mix_backward(float share, nb::handle g, nb::handle x, nb::handle d, nb::handle grad_x, nb::handle grad_d,
-                  nb::handle sums, int threads) {
-    by_dtype(g, [&](auto element) {
-        using E = decltype(element);
-        int64_t n = sizes(g).of[0], pieces = (n + MIX_PIECE - 1) / MIX_PIECE;
-        auto *g_ = data<E>(g, {n}, "g"), *x_ = data<E>(x, {n}, "x"), *d_ = data<E>(d, {n}, "d"),
-             *grad_x_ = data<E>(grad_x, {n}, "grad_x"), *grad_d_ = data<E>(grad_d, {n}, "grad_d");
-        auto* sums_ = data<float>(sums, {pieces}, "sums");
-        nb::gil_scoped_release free;
-        kernels(element).mix_backward(n, share, g_, x_, d_, grad_x_, grad_d_, sums_, threads);
-    });
-}
-
 void softmax_loss(nb::handle logits, nb::handle targets, nb::handle scale, float z_loss, bool wanted, nb::handle sums,
                   int threads) {
     by_dtype(logits, [&](auto element) {
@@ -287,6 +274,5 @@ NB_MODULE(_native, m) {
     m.def("count_active", &count_active);
     m.def("dropout", &dropout);
     m.def("rope", &rope);
-    m.def("mix_backward", &mix_backward);
     m.def("softmax_loss", &softmax_loss);
 }

@@ -54,25 +54,6 @@ void rope(int64_t rows, int64_t H, int64_t K, float sign, const T* x, const floa
     });
 }
 
-// Gradients of y = d + a (x - d) in one pass: grad_x = a g, grad_d = (1 - a) g, and for each piece the sum of g (x - d).
-template <class T>
-void mix_backward(int64_t n, float share, const T* g, const T* x, const T* d, T* grad_x, T* grad_d, float* sums,
-                  int threads) {
-    const vfloat a = splat(share), rest = splat(1 - share);
-    parallel_for((n + MIX_PIECE - 1) / MIX_PIECE, threads, [&](int64_t item) {
-        const int64_t first = item * MIX_PIECE, count = n - first < MIX_PIECE ? n - first : MIX_PIECE;
-        vfloat total{};
-        lanes(count, [&](int64_t i, auto m) {
-            const int64_t at = first + i;
-            const vfloat grad = load(g + at, m);
-            store(grad_x + at, grad * a, m);
-            store(grad_d + at, grad * rest, m);
-            total = fma(grad, load(x + at, m) - load(d + at, m), total);
-        });
-        sums[item] = sum(total);
-    });
-}
-
 // For each row of logits (N, V): sums (scale · nll, scale · lse²); with `wanted`, logits become the gradient
 // scale · ((1 + 2 z lse) softmax - onehot(target)). A row whose scale is 0 counts nothing, whatever its target.
 template <class T>

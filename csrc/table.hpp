@@ -42,8 +42,6 @@ template <class T>
 struct WindowGrads { T *k, *v, *anchor_k, *anchor_v; };
 
 // Arrays are contiguous, in the layout named in the Python docstrings; T is float or bf16.
-constexpr int64_t MIX_PIECE = 1 << 14;
-
 template <class T>
 struct Kernels {
     void (*lif_forward)(Shape, const T* x, const T* r0, const T* leak, const T* threshold, T* s, T* v, T* r,
@@ -75,9 +73,6 @@ struct Kernels {
     // logits (N, V), targets and scale (N,), sums (N, 2).
     void (*softmax_loss)(int64_t N, int64_t V, const int64_t* targets, const float* scale, float z_loss, bool wanted,
                          T* logits, float* sums, int threads);
-    // All (n,) but sums, one for each piece of MIX_PIECE entries.
-    void (*mix_backward)(int64_t n, float share, const T* g, const T* x, const T* d, T* grad_x, T* grad_d, float* sums,
-                         int threads);
 };
 
 struct Isa {

@@ -15,7 +15,6 @@ from symboliclight.ops import (
     event_linear,
     gated_scan,
     linears,
-    mix,
     rope,
     window_attention,
 )
@@ -95,7 +94,7 @@ class Mixer(nn.Module):
     def join(self, c: Tensor, decay: Tensor | None, attention: Tensor | None) -> Tensor:
         """Mix, project, add to the residual stream c (B, T, D) and, unless it grows, normalise."""
         if decay is not None and attention is not None:
-            o = mix(decay, attention, self.attn_gate.sigmoid())
+            o = torch.lerp(decay, attention, self.attn_gate.sigmoid().to(decay.dtype))
         else:
             o = decay if attention is None else attention  # type: ignore[assignment]
         c = c + self.out(dropout(o.reshape(c.shape), self.config.dropout, self.training))

@@ -14,7 +14,6 @@ from symboliclight.ops.gated import gated_scan, gated_scan_loop
 from symboliclight.ops.lif import lif_scan, lif_scan_loop
 from symboliclight.ops.linears import linears
 from symboliclight.ops.loss import linear_cross_entropy, linear_cross_entropy_loop
-from symboliclight.ops.mix import mix, mix_loop
 from symboliclight.ops.native import forms, torch_forms
 from symboliclight.ops.pair import pairs, spiking_pair, spiking_pair_loop
 from symboliclight.ops.rope import rope
@@ -24,7 +23,6 @@ from symboliclight.ops.window import window_attention, window_attention_loop
 __all__ = [
     "causal_conv", "causal_conv_loop", "cuda_forms", "decay_scan", "decay_scan_loop", "dropout", "event_linear",
     "event_linear_loop", "forms", "gated_scan", "gated_scan_loop", "lif_scan", "lif_scan_loop", "linear_cross_entropy",
-    "linear_cross_entropy_loop", "linears", "mix", "mix_loop",
-    "pairs", "rope", "spike", "spiking_pair", "spiking_pair_loop", "surrogate",
+    "linear_cross_entropy_loop", "linears", "pairs", "rope", "spike", "spiking_pair", "spiking_pair_loop", "surrogate",
     "topk_mask", "torch_forms", "window_attention", "window_attention_loop",
 ]

@@ -33,7 +33,6 @@ except ImportError as error:  # a broken build is told apart from a missing one 
 else:
     _native.set_dtypes(torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
-MIX_PIECE = 1 << 14  # entries whose gradients of the share are summed by one thread (csrc/table.hpp)
 DTYPES = (torch.float32, torch.bfloat16)
 _forced_torch = False
 _registered = ["window_attention", "event_linear"]
@@ -252,15 +251,6 @@ def rope_forward(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     _native.rope(x.contiguous().view(rows, *x.shape[-2:]), *_contiguous(cos, sin), sign, y.view(rows, *x.shape[-2:]),
                  torch.get_num_threads())
     return y
-
-
-def mix_gradients(grad: Tensor, d: Tensor, x: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of d, x and a, a scalar, of `ops.mix` at a = `share`."""
-    grad, d, x = _contiguous(grad, d, x)
-    grad_d, grad_x, sums = _new(d), _new(x), torch.empty(-(-d.numel() // MIX_PIECE))
-    flat = [t.view(-1) for t in (grad, x, d, grad_x, grad_d)]
-    _native.mix_backward(share, *flat, sums, torch.get_num_threads())
-    return grad_d, grad_x, sums.sum()
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float, wanted: bool) -> Tensor:

@@ -43,11 +43,6 @@ def event_linear(spikes: Tensor, weight: Tensor) -> Tensor:
     return F.linear(spikes, weight)
 
 
-def mix(d: Tensor, x: Tensor, a: Tensor) -> Tensor:
-    """d + a (x - d)."""
-    return torch.lerp(d, x, a.to(d.dtype))
-
-
 def pairs(x: Tensor) -> bool:
     """Whether both matrices of an FFN are one op: never here."""
     return False
