@@ -42,7 +42,7 @@ inline void prepare(const Matrix& m, const Operand& x, int64_t n) {
         for (int64_t j = 0; j < x.active[n]; ++j) top = fmaxf(top, fabsf(in[index[j]]));
         const float by = top > 1e-30f ? 127 / top : 0;
         x.scale[n] = top / 127;
-        for (int64_t j = 0; j < x.active[n]; ++j) x.q[n * x.width + index[j]] = int8_t(nearbyintf(in[index[j]] * by));
+        for (int64_t j = 0; j < x.active[n]; ++j) x.q[n * x.width + index[j]] = int8_t(nearest(splat(in[index[j]] * by))[0]);
 #if defined(__AMX_INT8__)
     } else if (m.format == Format::bfloat16 || m.format == Format::bfloat16_rows) {
         bf16* parts = x.parts + n * 3 * x.width;

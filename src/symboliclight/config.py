@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from symboliclight.errors import InputError
 
+Code = Literal["binary", "ternary", "integer", "graded", "shifted", "squared"]  # of a spike: ops/spike.py
+CODES: tuple[Code, ...] = typing.get_args(Code)
 FORMAT = 1  # raised when a field changes meaning; readers refuse a higher number
 
 
@@ -48,8 +50,8 @@ class ModelConfig:
     learn_neuron: Literal[False, True, "all"] = False  # encoder: leak and threshold by channel; all: every site too
     # what a spike says, by place: ops/spike.py
     encoder_code: Literal["binary", "graded", "shifted"] = "binary"
-    stream_code: Literal["binary", "ternary", "integer", "graded", "shifted", "squared"] = "binary"
-    ffn_code: Literal["binary", "ternary", "integer", "graded", "shifted", "squared"] = "binary"
+    stream_code: Code = "binary"
+    ffn_code: Code = "binary"
     spike_levels: int = 4  # largest value of an integer spike
     ffn_threshold: float | None = None  # of the hidden units; None means v_threshold
     ffn_zscore: float | None = None  # z: a token's own threshold, mean + z std of its potentials, where it is more
@@ -169,6 +171,10 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        _require(not self.train.rate_weight or "ternary" not in (self.model.stream_code, self.model.ffn_code),
+                 "train.rate_weight weighs nothing of ternary spikes, whose mean is about 0; set it to 0")
+
 
 _V1_194M = ModelConfig()
 _TINY = ModelConfig(vocab_size=4096, d_model=128, n_layers=4, n_heads=4, head_dim=32, d_ff=640, max_seq_len=256,
@@ -176,7 +182,7 @@ _TINY = ModelConfig(vocab_size=4096, d_model=128, n_layers=4, n_heads=4, head_di
 # init_std 0.02 sqrt(768 / 192): hidden units start as silent as those of v1-194m; at 0.02 nearly none ever fires
 _MINI = ModelConfig(vocab_size=8192, d_model=192, n_layers=6, n_heads=3, head_dim=64, d_ff=1024, max_seq_len=512,
                     window=128, dropout=0.0, init_std=0.04)
-# mini at half its width, so that 6M tokens are to it what 32M are to mini
+# mini at half its width: 6M tokens are a little more to it than 32M are to mini
 _MICRO = ModelConfig(vocab_size=2048, d_model=96, n_layers=4, n_heads=3, head_dim=32, d_ff=512, max_seq_len=256,
                      window=64, dropout=0.0, init_std=0.0566)
 
@@ -222,20 +228,6 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}; choose one of: {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-_SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings", "encoder_code",
-           "stream_code", "ffn_code", "ffn_threshold", "ffn_zscore")
-
-
-def beyond_v1(config: ModelConfig) -> tuple[str, Any, Any] | None:
-    """The first switch of the searches that is not V1's: its name, V1's value and this one; None if all are."""
-    if config.learn_neuron == "all":
-        return "learn_neuron", "true or false", "all"
-    for name in _SEARCH:
-        if (value := getattr(config, name)) != getattr(_V1_194M, name):
-            return name, getattr(_V1_194M, name), value
-    return None
 
 
 C = TypeVar("C")

@@ -22,9 +22,9 @@ from test_quality import check_trace
 
 import symboliclight
 from symboliclight import checkpoint, engine
+from symboliclight.config import CODES, ModelConfig, save_json
 from symboliclight.engine import State
 from symboliclight.engine.files import map_tensors
-from symboliclight.engine.model import CODES
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS, kind_of
 from symboliclight.engine.places import checkpoint_shapes
 from symboliclight.engine.weights import read
@@ -266,3 +266,9 @@ def test_a_config_with_switches_that_the_weights_lack_is_refused(small_checkpoin
     with pytest.raises(InputError, match="model") as caught:
         read(small_checkpoint / "model.safetensors", replace(config, **change), None, True)
     assert "\n" not in str(caught.value)
+
+
+def test_thresholds_of_a_token_s_own_are_refused_by_name(tmp_path):
+    save_json(tmp_path / "config.json", model=replace(ModelConfig(), ffn_zscore=1.3))
+    with pytest.raises(InputError, match=r"config.json: the runtime has no thresholds .*ffn_zscore 1.3"):
+        engine.load(tmp_path)

@@ -217,3 +217,13 @@ def test_the_presets_are_what_they_were():
     names = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings", "learn_neuron")
     for name in ("v1-194m", "v1-0.8b", "mini", "tiny", "gpt2-mini"):
         assert [getattr(preset(name), field) for field in names] == ["post", False, None, "head", 0, False, False]
+
+
+def test_a_z_score_is_the_share_of_a_normal_token_that_spikes_and_the_threshold_its_floor():
+    """One in ten of a normal token lies 1.28 deviations above its mean, wherever that is and however wide it is."""
+    site = model_of(ffn_code="shifted", ffn_threshold=0.1, ffn_zscore=1.2816).blocks[0].ffn.activation
+    normal = torch.randn(4, 5, 20_000, generator=torch.Generator().manual_seed(0))
+    for v in (3 * normal + 7, 0.5 * normal + 2):
+        assert (site(v) > 0).float().mean(-1) == pytest.approx(0.1, abs=0.01)
+    low = normal - 9
+    assert torch.equal(site(low), (low - 0.1).clamp(min=0))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from symboliclight import checkpoint
-from symboliclight.config import ModelConfig, from_dict, load_json
+from symboliclight.config import CODES, ModelConfig, from_dict, load_json
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
 from symboliclight.engine.places import ffn_threshold, stream_threshold
@@ -21,7 +21,6 @@ from symboliclight.processor import native_module
 from symboliclight.tokenizer import Tokenizer
 
 ROWS = 256  # tokens that share one reading of the weights
-CODES = ("binary", "ternary", "integer", "graded", "shifted", "squared")  # csrc/table.hpp
 SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine.hpp
 
 

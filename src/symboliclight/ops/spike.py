@@ -13,14 +13,13 @@ does. An integer spike of s is s binary events of one step on a chip that sends 
 """
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-Code = Literal["binary", "ternary", "integer", "graded", "shifted", "squared"]
-CODES: tuple[Code, ...] = get_args(Code)
+from symboliclight.config import CODES
+
 LEVELS = 4  # D of integer spikes where nothing else is said
 
 

@@ -20,13 +20,13 @@ import torch
 from rich.progress import Progress as Bar
 
 from symboliclight import checkpoint
-from symboliclight.config import RunConfig, TrainConfig, to_dict
+from symboliclight.config import RunConfig, to_dict
 from symboliclight.data import Batches, Shards
 from symboliclight.distributed import Group, joined
 from symboliclight.errors import Diverged, InputError
 from symboliclight.lock import Lock
 from symboliclight.model import build
-from symboliclight.model.sites import record_rates, set_surrogate_alpha
+from symboliclight.model.sites import record_rates
 from symboliclight.ops.events import DTYPES, break_evens, set_break_evens
 from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
 from symboliclight.processor import Precision
@@ -43,7 +43,7 @@ from symboliclight.train.runtime import (
     set_random_state,
     stop_on_signal,
 )
-from symboliclight.train.step import StepResult, step
+from symboliclight.train.step import StepResult, ramped, step
 from symboliclight.train.validate import SPLIT, validate, validation_domains
 
 MEMORY = 0.98  # of the running mean loss, a step
@@ -159,7 +159,7 @@ class _Trainer:
 
     def _step(self, lr: float, limit: float, logged: bool) -> tuple[StepResult, dict[str, float]]:
         """One optimiser step, with the rate of every spike site if it is logged."""
-        c = self._ramped()
+        c = ramped(self.model, self.run, self.progress.step + 1, self.total)
         batches = [self.batches.next() for _ in range(c.accumulate)]
         if graphs(self.device, c):
             if self.graphed is None:
@@ -170,14 +170,6 @@ class _Trainer:
         with recorder as rates:
             done = step(self.model, self.optimizer, batches, c, lr, limit, self.group, self._seed())
         return done, self.group.mean(rates)
-
-    def _ramped(self) -> TrainConfig:
-        """The configuration of the next step, whose surrogates and rate term are where their ramps have them."""
-        c, at = self.run.train, self.progress.step + 1
-        if c.surrogate_alpha_end is not None:
-            start = self.run.model.surrogate_alpha
-            set_surrogate_alpha(self.model, start + (c.surrogate_alpha_end - start) * at / self.total)
-        return replace(c, rate_weight=c.rate_weight * min(at / c.rate_ramp, 1)) if c.rate_ramp else c
 
     def _seed(self) -> int:
         """Of the next step: another for each step, and for each time that a rollback repeats it."""
@@ -303,8 +295,6 @@ def _check(run: RunConfig, shards: Shards, group: Group) -> None:
     if run.train.rate_weight and run.model.family != "symboliclight":
         raise InputError(f"train.rate_weight is {run.train.rate_weight}, but a model of family {run.model.family} "
                          "has no spikes; set it to 0")
-    if run.train.rate_weight and "ternary" in (run.model.stream_code, run.model.ffn_code):
-        raise InputError("train.rate_weight is no weight of ternary spikes, whose mean is 0; set it to 0")
     if run.train.eval_every and not validation_domains(shards, run):
         raise InputError(f"{shards.path} has no {SPLIT} tokens; build the corpus with a larger share of it, "
                          "or set train.eval_every to 0")

@@ -2,23 +2,23 @@
 
     loss = CE(head(c)) + z · lse² + aux_weight · mean_i CE(head(c_i)) + rate_weight · mean_k rate_k,
 
-i in model.aux_layers, k the spike sites, rate_k the share of (token, unit) pairs of site k with a spike, which its
-surrogate differentiates; all of it averaged over all targets of all micro-batches, so that accumulation gives the
+i in model.aux_layers, k the spike sites, rate_k the mean spike of site k, its firing rate where spikes are binary,
+with the gradient of those; all of it averaged over all targets of all micro-batches, so that accumulation gives the
 gradient of the one big batch.
 """
 
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import TrainConfig
+from symboliclight.config import RunConfig, TrainConfig
 from symboliclight.distributed import ALONE, Group
-from symboliclight.model.sites import differentiable_rates
+from symboliclight.model.sites import differentiable_rates, set_surrogate_alpha
 from symboliclight.ops import linear_cross_entropy
 from symboliclight.processor import training_precision
 
@@ -56,6 +56,16 @@ def losses(model: nn.Module, tokens: Tensor, targets: Tensor, config: TrainConfi
     if rates:
         loss = loss + config.rate_weight * torch.stack(rates).mean()
     return loss, plain
+
+
+def ramped(model: nn.Module, run: RunConfig, at: int, total: int) -> TrainConfig:
+    """The configuration of step `at` of `total`: the weight of the rate term is where its ramp has it, and so is the
+    surrogate of the model, which is told."""
+    c = run.train
+    if c.surrogate_alpha_end is not None:
+        start = run.model.surrogate_alpha
+        set_surrogate_alpha(model, start + (c.surrogate_alpha_end - start) * at / total)
+    return replace(c, rate_weight=c.rate_weight * min(at / c.rate_ramp, 1)) if c.rate_ramp else c
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], config: TrainConfig,

@@ -14,9 +14,10 @@ from itertools import pairwise
 import nir
 import numpy as np
 
-from symboliclight.config import ModelConfig, beyond_v1, to_dict
+from symboliclight.config import ModelConfig, to_dict
 from symboliclight.errors import InputError
 from symboliclight.interop.nir.files import STEP_SECONDS, Export, Host, Part, Site, below
+from symboliclight.interop.nir.limits import refuse
 
 UNITS = {
     "dt": STEP_SECONDS, "time_unit": "s", "step": "one token", "potential_unit": "dimensionless",
@@ -29,7 +30,7 @@ NORM_EPS = 1e-5
 
 def build(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Export:
     """Parts and host nodes of a checkpoint's float32 tensors. Raises `InputError` naming what has no form here."""
-    _refuse(config)
+    refuse(config)
     builder = _Builder(config, tensors)
     builder.encoder()
     for i in range(config.n_layers):
@@ -38,19 +39,6 @@ def build(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Export:
     builder.head()
     about = {"dialect": "nir", "units": UNITS, "model": to_dict(config)}
     return Export(builder.steps, builder.sites, about)
-
-
-def _refuse(c: ModelConfig) -> None:
-    if c.family != "symboliclight":
-        raise InputError(f"only the symboliclight family spikes; a {c.family} has no NIR form")
-    if (found := beyond_v1(c)) is not None:
-        name, ours, theirs = found
-        raise InputError(f"export to NIR needs model.{name} {ours}, this model has {theirs}")
-    if c.exit_entropy is not None:
-        raise InputError("a graph has one depth and cannot exit early; set exit_entropy to null in config.json")
-    if c.spike_source in ("topk", "dense"):
-        raise InputError(f"node encoder.lif: spike_source {c.spike_source} has no NIR form; train with lif or "
-                         "threshold")
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
