@@ -135,7 +135,8 @@ def probe(run: RunConfig, shards: Shards) -> Pace:
     keep_freed_memory()
     torch.manual_seed(run.train.seed)
     model, config = build(run.model).train(), run.train
-    batches = Batches(shards, "train", run.data.weights, run.data.seq_len, config.batch_size, config.seed)
+    batches = Batches(shards, "train", run.data.weights, run.data.seq_len, config.batch_size, config.seed,
+                      packing=run.data.packing, loss=run.data.loss)
     update, begin = optimizer(model, config), time.perf_counter()
     taken: list[float] = []
     while len(taken) <= STEPS or time.perf_counter() - begin < SECONDS:

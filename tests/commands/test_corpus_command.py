@@ -11,6 +11,7 @@ from symboliclight import cli
 from symboliclight.errors import LeftOut
 
 DEMO = Path(cli.__file__).parent / "data" / "demo"
+RECIPE = '[domains.a]\nsource = "a.txt"\nlanguage = "en"\nrepeats = {first = 2}\nturns = [["Q:", "A:"]]\n'
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +132,25 @@ def test_encode_and_decode_are_inverse_through_pipes(run, built, monkeypatch):
     assert json.loads(decoded)["text"] == text
 
 
+def test_a_recipe_becomes_a_corpus_a_report_and_the_shards_of_a_phase(run, built, tmp_path):
+    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "a.txt").write_text("Q: One?\nA: Two.\n\nno turns\n")
+    code, out, _ = run("corpus", "recipe", tmp_path / "r.toml", "--sources", tmp_path, "--out", tmp_path / "c",
+                       "--report", tmp_path / "report.json")
+    assert code == 0
+    assert "near duplicates" in out
+    report = json.loads((tmp_path / "report.json").read_text())["domains"]["a"]
+    assert (report["kept"], report["removed"]["no_turns"]) == (1, 1)
+    shards = ("corpus", "shards", tmp_path / "c", "--tokenizer", built / "t.model", "--out", tmp_path / "s", "--json")
+    code, out, err = run(*shards)
+    assert (code, out) == (2, "")
+    assert "add --phase with one of: first" in err
+    code, out, _ = run(*shards, "--phase", "first")
+    assert code == 0
+    assert json.loads(out)["repeats"] == {"a": 2}
+    assert run("corpus", "info", tmp_path / "c")[0] == run("corpus", "info", tmp_path / "s")[0] == 0
+
+
 @pytest.mark.parametrize(("argv", "message"), [
     (["corpus", "build", "--out", "o"], "no sources"),
     (["corpus", "build", "--source", "a", "--out", "o"], "--source a must look like NAME=PATH"),
@@ -142,6 +162,9 @@ def test_encode_and_decode_are_inverse_through_pipes(run, built, monkeypatch):
     (["corpus", "build", "--source", "a=cut.txt.xz", "--out", "o"], "cut.txt.xz is damaged"),
     (["corpus", "demo", "--out", "o", "--test", "2"], "--validation and --test"),
     (["corpus", "shards", ".", "--tokenizer", "t", "--out", "o"], "corpus.json"),
+    (["corpus", "recipe", "none.toml", "--sources", ".", "--out", "o"], "cannot read recipe none.toml"),
+    (["corpus", "recipe", "r.toml", "--sources", ".", "--out", "o"], "no file a.txt for domain a; check --sources"),
+    (["corpus", "recipe", "wrong.toml", "--sources", ".", "--out", "o"], "domain a: unknown key caps"),
     (["corpus", "info", "."], "manifest.json"),
     (["tokenizer", "encode", "x", "--tokenizer", "bin.txt"], "bin.txt is not a SentencePiece model"),
     (["tokenizer", "decode", "1", "x", "--tokenizer", "bin.txt"], "token id 'x'"),
@@ -152,6 +175,8 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, argv,
     Path("empty.txt").touch()
     Path("page.html").write_text("<p>text</p>")
     Path("table.csv").write_text("id,content\n1,a\n")
+    Path("r.toml").write_text(RECIPE)
+    Path("wrong.toml").write_text(RECIPE + "caps = 1")
     Path("cut.txt.xz").write_bytes(lzma.compress(b"text" * 100)[:-8])
     code, out, err = run(*argv)
     assert (code, out, err.count("\n")) == (2, "", 1)

@@ -21,6 +21,7 @@ class ArrayShards:
 
     def __init__(self, **sizes):
         self.data_hash = str(sizes)
+        self.repeats = {}
         self._tokens = {name: np.arange(size) + 10_000 * i for i, (name, size) in enumerate(sizes.items())}
         self.splits = {"train": {name: {"tokens": size} for name, size in sizes.items()}}
 

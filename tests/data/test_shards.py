@@ -63,8 +63,8 @@ def test_the_result_does_not_depend_on_the_number_of_threads(corpus, small_token
 class BigTokenizer(Tokenizer):
     """Ids that do not fit into 16 bits."""
 
-    def encode(self, text, bos=False, eos=False):
-        return [i + (1 << 16) for i in super().encode(text, bos, eos)]
+    def encode(self, text, bos=False, eos=False, special=True):
+        return [i + (1 << 16) for i in super().encode(text, bos, eos, special)]
 
 
 def test_a_large_vocabulary_takes_32_bits(corpus, small_tokenizer, tmp_path):

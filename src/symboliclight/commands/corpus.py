@@ -1,10 +1,12 @@
 """`symboliclight corpus`: text files -> corpus -> token shards."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from symboliclight.atomic import remedy, write_atomic
 from symboliclight.commands.output import byte_progress, print_json, print_table
 from symboliclight.data.corpus import (
     MANIFEST,
@@ -16,6 +18,8 @@ from symboliclight.data.corpus import (
     folder_sources,
 )
 from symboliclight.data.readers import ReadOptions, find_files
+from symboliclight.data.recipe import read_recipe
+from symboliclight.data.recipe_corpus import REASONS, build_recipe, recipe_report
 from symboliclight.data.shards import Shards, build_shards
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import Tokenizer
@@ -29,6 +33,12 @@ other kinds are refused, unless --as text reads them as they are. Text is UTF-8,
 documents with invalid bytes are dropped and counted, because replaced characters would be learnt; a file without one
 valid document, an empty or a binary file is refused. Exact duplicates are dropped over all domains.
 Documents are assigned to train, validation and test by their SHA-256.
+"""
+
+_RECIPE = """
+A recipe names for each domain a source file, how often each phase of training passes over it, and what is left out:
+near-duplicates (MinHash), documents that quote evaluation sets, word lists, sizes, a cap. Lines marked as questions and
+answers become turns. Every document that is removed is counted by its reason.
 """
 
 
@@ -53,10 +63,17 @@ def add(commands: Any) -> None:
     demo = actions.add_parser("demo", help="build the embedded demo corpus: six domains, zh and en, 6.6 MB")
     _build_options(demo, 0.05)
     demo.set_defaults(run=_run_demo)
+    recipe = actions.add_parser("recipe", help="build a corpus as a recipe file says", description=_RECIPE)
+    recipe.add_argument("recipe", metavar="FILE", help="a recipe in TOML, such as recipes/simple.toml")
+    recipe.add_argument("--sources", required=True, metavar="DIR", help="the folder that its paths begin in")
+    recipe.add_argument("--report", metavar="FILE", help="write what was kept, and removed by reason, to this JSON")
+    _out_options(recipe)
+    recipe.set_defaults(run=_run_recipe)
     shards = actions.add_parser("shards", help="tokenise a corpus")
     shards.add_argument("corpus", metavar="CORPUS", help="a folder written by `corpus build`")
     shards.add_argument("--tokenizer", required=True, metavar="FILE", help="a SentencePiece .model, or its folder")
     shards.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
+    shards.add_argument("--phase", metavar="NAME", help="of a corpus from a recipe: take the domains of this phase")
     _out_options(shards)
     shards.set_defaults(run=_run_shards)
     info = actions.add_parser("info", help="show what a corpus or shard folder holds")
@@ -97,6 +114,39 @@ def _run_demo(args: argparse.Namespace) -> None:
     _build(demo_sources(), args, min_bytes=1, read=ReadOptions())
 
 
+def _run_recipe(args: argparse.Namespace) -> None:
+    recipe, folder = read_recipe(args.recipe), Path(args.sources)
+    missing = [name for name in recipe.domains if not (folder / recipe.domains[name].source).is_file()]
+    if missing:
+        raise InputError(f"no file {folder / recipe.domains[missing[0]].source} for domain {missing[0]}; "
+                         "check --sources and the recipe")
+    total = sum((folder / domain.source).stat().st_size for domain in recipe.domains.values())
+    with byte_progress("reading", total) as on_read:
+        corpus = build_recipe(recipe, folder, args.out, ReadOptions(on_read=on_read), args.replace)
+    if args.report:
+        _write_report(args.report, recipe_report(corpus))
+    if args.json:
+        print_json(recipe_report(corpus))
+    else:
+        _show_recipe(corpus)
+
+
+def _write_report(path: str, report: dict[str, Any]) -> None:
+    try:
+        write_atomic(path, json.dumps(report, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; the corpus is built, choose another --report "
+                         f"({remedy(error)})") from error
+
+
+def _show_recipe(corpus: Corpus) -> None:
+    rows = [[name, domain["kept"], domain["bytes"], *domain["removed"].values()]
+            for name, domain in recipe_report(corpus)["domains"].items()]
+    rows.append(["total", *(sum(column) for column in list(zip(*rows, strict=True))[1:])])
+    print_table(["documents", "kept", "bytes", *(reason.replace("_", " ") for reason in REASONS)], rows)
+    print(f"data hash {corpus.data_hash}")
+
+
 def _build(sources: dict[str, list[str | Path]], args: argparse.Namespace, min_bytes: int, read: ReadOptions) -> None:
     paths = [path for group in sources.values() for path in group]
     remote = any(str(path).startswith("hf:") for path in paths)
@@ -111,7 +161,7 @@ def _run_shards(args: argparse.Namespace) -> None:
     corpus, tokenizer = Corpus(args.corpus), Tokenizer.load(args.tokenizer)
     total = sum(corpus.counts(domain, split)["bytes"] for domain in corpus.domains for split in SPLITS)
     with byte_progress("tokenising", total) as on_bytes:
-        shards = build_shards(corpus, tokenizer, args.out, args.threads, args.replace, on_bytes)
+        shards = build_shards(corpus, tokenizer, args.out, args.threads, args.replace, on_bytes, args.phase)
     _show_shards(shards, args.json)
 
 

@@ -3,28 +3,33 @@
 Legend: B batch (sequences), T seq_len (tokens). A window is T + 1 tokens: T inputs and the T targets one later.
 
 Each sequence comes from the domain that is furthest behind its weight, so shares follow the weights as closely as
-whole sequences allow. A domain is a ring: an epoch starts at a random offset, cuts the ring into windows and visits
-them in random order. Offset and order are a function of (seed, split, domain, epoch), so the only state is the
-number of sequences drawn from each domain.
+whole sequences allow. What the sequences of a domain are (packing.py) is a function of (seed, split, domain, epoch), so
+the only state is the number of sequences drawn from each domain.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from symboliclight.data.packing import PADDING, Documents, Packing, Stream
 from symboliclight.data.shards import Shards
+from symboliclight.data.turns import Answers
 from symboliclight.errors import InputError
+
+IGNORED = -1  # target that the loss leaves out
+_BEFORE_OPTIONS = {"packing": "stream", "loss": "all"}  # what cursors that do not name them were drawn with
 
 
 class Batches:
     """An endless stream of batches; `next()` draws one, `cursor` says where it stands."""
 
     def __init__(self, shards: Shards, split: str, weights: Mapping[str, float], seq_len: int, batch_size: int,
-                 seed: int, cursor: Mapping[str, Any] | None = None) -> None:
-        """`weights`: domain -> relative share; empty means in proportion to tokens. `cursor`: where to go on.
+                 seed: int, cursor: Mapping[str, Any] | None = None,
+                 packing: Literal["stream", "documents"] = "stream", loss: Literal["all", "answers"] = "all") -> None:
+        """`weights`: domain -> relative share; empty means in proportion to tokens, times the repeats of a recipe.
+        `cursor`: where to go on. `packing`, `loss`: as in `DataConfig`.
 
         Raises `InputError` for an unknown domain, one with less than a window of tokens, weights that are not
         positive, or a cursor of other data, weights, seed or length.
@@ -33,19 +38,27 @@ class Batches:
             raise InputError(f"seq_len and batch_size must be positive, got {seq_len} and {batch_size}")
         self._batch_size = batch_size
         share = _shares(shards, split, weights)
-        self._domains = {name: _Ring(shards.tokens(split, name), seq_len, f"{seed}:{split}:{name}", name)
-                         for name in share}
+        self._tokens = {name: shards.tokens(split, name) for name in share}
+        tokenizer = None if (packing, loss) == ("stream", "all") else shards.tokenizer()
+        self._fill = max(tokenizer.pad_id, 0) if tokenizer else 0
+        self._answers = {name: Answers(tokens, tokenizer, name)
+                         for name, tokens in self._tokens.items()} if tokenizer and loss == "answers" else {}
+        self._domains: dict[str, Packing] = {}
+        for name, tokens in self._tokens.items():
+            key = f"{seed}:{split}:{name}"
+            self._domains[name] = (Documents(tokens, seq_len, key, tokenizer.bos_id, name)
+                                   if tokenizer and packing == "documents" else Stream(tokens, seq_len, key, name))
         self._share = share
         self._identity = {"data_hash": shards.data_hash, "tokenizer_hash": shards.tokenizer_hash, "split": split,
-                          "weights": share, "seq_len": seq_len, "seed": seed}
+                          "weights": share, "seq_len": seq_len, "seed": seed, "packing": packing, "loss": loss}
         self._drawn = dict.fromkeys(share, 0)
         if cursor is not None:
             self._restore(cursor)
 
     def next(self) -> tuple[np.ndarray, np.ndarray]:
-        """The next (tokens, targets), each (B, T) int64."""
-        windows = np.stack([self._draw() for _ in range(self._batch_size)])
-        return _shifted(windows)
+        """The next (tokens, targets), each (B, T) int64; targets that do not count are -1."""
+        tokens, targets = zip(*(self._draw() for _ in range(self._batch_size)), strict=True)
+        return np.stack(tokens), np.stack(targets)
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -57,54 +70,27 @@ class Batches:
         """Position, as plain JSON values: sequences drawn per domain, and what they were drawn from."""
         return {**self._identity, "weights": dict(self._share), "drawn": dict(self._drawn)}
 
-    def _draw(self) -> np.ndarray:
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
         turn = sum(self._drawn.values()) + 1
         name = max(self._share, key=lambda d: self._share[d] * turn - self._drawn[d])
-        window = self._domains[name].window(self._drawn[name])
+        positions, counts = self._domains[name].window(self._drawn[name])
         self._drawn[name] += 1
-        return window
+        ids = np.where(positions == PADDING, self._fill, self._tokens[name][positions]).astype(np.int64)
+        if name in self._answers:
+            counts = counts & self._answers[name].hold(positions)
+        return ids[:-1], np.where(counts, ids, IGNORED)[1:]
 
     def _restore(self, cursor: Mapping[str, Any]) -> None:
         for key, value in self._identity.items():
-            if cursor.get(key) != value:
-                raise InputError(f"the run to resume was made with {key} {cursor.get(key)!r}, now it is {value!r}; "
+            found = cursor.get(key, _BEFORE_OPTIONS.get(key))
+            if found != value:
+                raise InputError(f"the run to resume was made with {key} {found!r}, now it is {value!r}; "
                                  "resume with the same data and options")
         drawn = cursor.get("drawn")
         if (not isinstance(drawn, Mapping) or drawn.keys() != self._drawn.keys()
                 or not all(isinstance(count, int) and count >= 0 for count in drawn.values())):
             raise InputError("the data cursor of the run to resume is damaged; resume from another checkpoint")
         self._drawn = {name: drawn[name] for name in self._drawn}
-
-
-class _Ring:
-    """The windows of one domain."""
-
-    def __init__(self, tokens: np.ndarray, seq_len: int, key: str, name: str) -> None:
-        self.windows = len(tokens) // seq_len  # an epoch; less than one window of the ring stays unseen in each
-        if len(tokens) <= seq_len:
-            raise InputError(f"domain {name!r} has {len(tokens)} tokens, too few for one window of {seq_len} + 1; "
-                             "lower --seq-len or leave the domain out of the weights")
-        self._tokens, self._seq_len, self._key = tokens, seq_len, key
-        self._epoch = -1
-        self._offset = 0
-        self._order = np.empty(0, dtype=np.int64)
-
-    def window(self, index: int) -> np.ndarray:
-        """Window number `index` since the start of training, (T + 1,) int64."""
-        epoch, position = divmod(index, self.windows)
-        if epoch != self._epoch:
-            self._shuffle(epoch)
-        start = (self._offset + int(self._order[position]) * self._seq_len) % len(self._tokens)
-        window = self._tokens[start:start + self._seq_len + 1]
-        missing = self._seq_len + 1 - len(window)
-        return np.concatenate([window, self._tokens[:missing]]).astype(np.int64)
-
-    def _shuffle(self, epoch: int) -> None:
-        # Raw Philox words, not Generator.permutation: only the bit stream is fixed across numpy versions.
-        digest = hashlib.sha256(f"{self._key}:{epoch}".encode()).digest()
-        words = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(self.windows + 1)
-        self._epoch, self._offset = epoch, int(words[0] % len(self._tokens))
-        self._order = np.argsort(words[1:], kind="stable")
 
 
 def _shares(shards: Shards, split: str, weights: Mapping[str, float]) -> dict[str, float]:
@@ -116,7 +102,8 @@ def _shares(shards: Shards, split: str, weights: Mapping[str, float]) -> dict[st
     bad = [name for name, weight in weights.items() if not (0 <= weight < math.inf)]
     if bad or (weights and not any(weights.values())):
         raise InputError(f"weights must be finite, not negative and not all 0, got {dict(weights)}")
-    raw = dict(weights) or {name: float(shards.splits[split][name]["tokens"]) for name in known}
+    tokens = {name: float(shards.splits[split][name]["tokens"]) for name in known}
+    raw = dict(weights) or {name: count * shards.repeats.get(name, 1) for name, count in tokens.items()}
     total = math.fsum(raw.values())
     if not raw:
         raise InputError(f"{shards.path} has no tokens in split {split!r}; build a corpus with a larger share of it")

@@ -1,6 +1,7 @@
 """Files -> clean, deduplicated documents, split by their hash.
 
-A corpus is a folder with `corpus.json` and, for each domain and split, `SPLIT/DOMAIN.jsonl` of `{"text": ...}` lines.
+A corpus is a folder with `corpus.json` and, for each domain and split, `SPLIT/DOMAIN.jsonl` of `{"text": ...}` lines,
+or `{"turns": [[ROLE, TEXT], ...]}` where a recipe made conversations.
 Whether a document is for training, validation or test depends on its text alone: it is never in two splits, and it
 is in the same one for everybody who uses the same fractions, whatever else their corpus holds.
 """
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 
 from symboliclight.data.files import hash_file, read_manifest, whole_folder, write_manifest
 from symboliclight.data.readers import ReadOptions, find_files, read_documents
+from symboliclight.data.turns import Document, plain_text
 from symboliclight.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -56,14 +58,19 @@ class Corpus:
         return self.manifest["domains"][domain]["splits"][split]
 
     def documents(self, domain: str, split: str) -> Iterator[str]:
-        """The documents of one file, in order. Raises `InputError` if the file is missing or not the built one."""
+        """The texts of one file, in order. Raises `InputError` if the file is missing or not the built one."""
+        return map(plain_text, self.records(domain, split))
+
+    def records(self, domain: str, split: str) -> Iterator[Document]:
+        """As `documents`, with conversations in turns."""
         path, expected = self._file(domain, split), self.counts(domain, split)["documents"]
         seen = 0
         try:
             with path.open("rb") as file:
                 for line in file:
                     seen += 1
-                    yield json.loads(line)["text"]
+                    record = json.loads(line)
+                    yield record["text"] if "turns" not in record else [(role, text) for role, text in record["turns"]]
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; make it again with: {_MADE_BY}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -130,7 +137,7 @@ def clean(text: str) -> str:
     return text.replace("\r\n", "\n").rstrip().lstrip("\n")
 
 
-class _Writer:
+class Writer:
     """One JSONL file with its counts."""
 
     def __init__(self, path: Path) -> None:
@@ -138,8 +145,9 @@ class _Writer:
         self._hash = hashlib.sha256()
         self.documents = self.bytes = 0
 
-    def add(self, text: str, size: int) -> None:
-        line = json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n"
+    def add(self, document: Document, size: int) -> None:
+        key = "text" if isinstance(document, str) else "turns"
+        line = json.dumps({key: document}, ensure_ascii=False).encode() + b"\n"
         self._file.write(line)
         self._hash.update(line)
         self.documents += 1
@@ -157,7 +165,7 @@ def _build_domain(name: str, paths: Sequence[str | Path], folder: Path, seen: se
         raise InputError(f"domain name {name!r} must consist of letters, digits, and _ . + - only")
     inputs = [file for path in paths
               for file in ([path] if str(path).startswith("hf:") else find_files(path, options.read))]
-    writers = {split: _Writer(folder / split / f"{name}.jsonl") for split in SPLITS}
+    writers = {split: Writer(folder / split / f"{name}.jsonl") for split in SPLITS}
     dropped = {"invalid": 0, "duplicates": 0, "too_short": 0}
     for text in (document for source in inputs for document in read_documents(source, options.read)):
         if text is None:

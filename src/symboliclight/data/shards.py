@@ -1,7 +1,7 @@
 """Corpus + tokenizer -> token files that are mapped into memory.
 
 A shard folder is self-contained: `manifest.json`, `tokenizer.model`, and `SPLIT/DOMAIN.bin` of little-endian unsigned
-ids, each document as bos, its ids, eos.
+ids, each document as bos, its ids, eos; conversations with the special pieces of the tokenizer between their turns.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 
 from symboliclight.data.corpus import SPLITS, Corpus
 from symboliclight.data.files import hash_file, read_manifest, whole_folder, write_manifest
+from symboliclight.data.turns import Document, encode_document, plain_text
 from symboliclight.errors import InputError
 from symboliclight.tokenizer import FILE_NAME, Tokenizer
 
@@ -37,6 +38,7 @@ class Shards:
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_hash: str = manifest["tokenizer_hash"]
         self.data_hash: str = manifest["data_hash"]
+        self.repeats: dict[str, float] = manifest.get("repeats", {})  # domain -> passes that a recipe asks for; else 1
         self.splits: dict[str, dict[str, dict[str, Any]]] = manifest["splits"]
         self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         self._maps: dict[tuple[str, str], np.ndarray] = {}
@@ -109,42 +111,63 @@ class Shards:
 
 
 def build_shards(corpus: Corpus, tokenizer: Tokenizer, out: str | Path, threads: int | None = None,
-                 replace: bool = False, on_bytes: Callable[[int], None] = lambda size: None) -> Shards:
+                 replace: bool = False, on_bytes: Callable[[int], None] = lambda size: None,
+                 phase: str | None = None) -> Shards:
     """Tokenise all splits of `corpus` into folder `out`, which appears whole or not at all.
 
-    The result does not depend on `threads` (default: all cores). `on_bytes` is told the UTF-8 bytes done.
+    The result does not depend on `threads` (default: all cores). `on_bytes` is told the UTF-8 bytes done. `phase`: of a
+    recipe; only its domains are taken, and their repeats are kept for `Batches`.
     """
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, got {threads}")
+    repeats = _repeats(corpus, phase)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     splits: dict[str, dict[str, Any]] = {}
     with whole_folder(out, MANIFEST, replace) as folder, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for split in SPLITS:
             (folder / split).mkdir()
             splits[split] = {}
-            for domain in corpus.domains:
-                batches = _encode_all(corpus.documents(domain, split), tokenizer, dtype, pool)
+            for domain in repeats:
+                batches = _encode_all(corpus, domain, split, tokenizer, dtype, pool)
                 splits[split][domain] = _write(folder / split / f"{domain}.bin", batches, on_bytes)
         tokenizer.save(folder / FILE_NAME)
         write_manifest(folder / MANIFEST, {
             "kind": "shards", "dtype": dtype.name, "vocab_size": tokenizer.vocab_size,
-            "tokenizer_hash": tokenizer.hash, "data_hash": corpus.data_hash, "splits": splits})
+            "tokenizer_hash": tokenizer.hash, "data_hash": corpus.data_hash, "splits": splits,
+            **({} if phase is None else {"phase": phase, "repeats": repeats})})
     return Shards.open(out)
+
+
+def _repeats(corpus: Corpus, phase: str | None) -> dict[str, float]:
+    """Passes over each domain that is taken."""
+    domains = corpus.manifest["domains"]
+    phases = sorted({name for domain in domains.values() for name in domain.get("repeats", ())})
+    if phase is None and phases:
+        raise InputError(f"{corpus.path} was made from a recipe with phases; add --phase with one of: "
+                         + ", ".join(phases))
+    if phase is not None and phase not in phases:
+        raise InputError(f"{corpus.path} has no phase {phase!r}; "
+                         + (f"choose one of: {', '.join(phases)}" if phases else "leave --phase out"))
+    if phase is None:
+        return dict.fromkeys(corpus.domains, 1)
+    return {name: domains[name]["repeats"][phase] for name in corpus.domains if phase in domains[name]["repeats"]}
 
 
 Encoded = tuple[np.ndarray, int, int]  # ids, documents, UTF-8 bytes of text
 
 
-def _encode_all(documents: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype,
+def _encode_all(corpus: Corpus, domain: str, split: str, tokenizer: Tokenizer, dtype: np.dtype,
                 pool: ThreadPoolExecutor) -> Iterator[Encoded]:
     """Batches in the order of the documents; a few are in work at a time. SentencePiece runs outside the GIL."""
 
-    def encode(batch: list[str]) -> Encoded:
-        ids = itertools.chain.from_iterable(tokenizer.encode(text, bos=True, eos=True) for text in batch)
-        return np.fromiter(ids, dtype), len(batch), sum(len(text.encode()) for text in batch)
+    special = corpus.manifest.get("special", True)
+
+    def encode(batch: list[Document]) -> Encoded:
+        ids = itertools.chain.from_iterable(encode_document(tokenizer, document, special) for document in batch)
+        return np.fromiter(ids, dtype), len(batch), sum(len(plain_text(document).encode()) for document in batch)
 
     waiting: deque[Future[Encoded]] = deque()
-    for batch in _batched(documents):
+    for batch in _batched(corpus.records(domain, split)):
         waiting.append(pool.submit(encode, batch))
         if len(waiting) > 8:
             yield waiting.popleft().result()
@@ -152,12 +175,12 @@ def _encode_all(documents: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype,
         yield waiting.popleft().result()
 
 
-def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     size = 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
+    for document in documents:
+        batch.append(document)
+        size += len(plain_text(document))
         if size >= _BATCH:
             yield batch
             batch, size = [], 0

@@ -278,7 +278,8 @@ class _Trainer:
 
     def _batches(self, cursor: dict[str, Any] | None) -> Batches:
         data, c = self.run.data, self.run.train
-        return Batches(self.shards, "train", data.weights, data.seq_len, c.batch_size, c.seed, cursor)
+        return Batches(self.shards, "train", data.weights, data.seq_len, c.batch_size, c.seed, cursor, data.packing,
+                       data.loss)
 
 
 def _check(run: RunConfig, shards: Shards, group: Group) -> None:
