@@ -92,6 +92,34 @@ void decay_backward(nb::handle grad_h, nb::handle grad_last, nb::handle u, nb::h
     });
 }
 
+void conv_forward(nb::handle x, nb::handle taps, nb::handle tail, nb::handle y, int threads) {
+    by_dtype(x, [&](auto element) {
+        using E = decltype(element);
+        Shape d = flat(sizes(x));
+        int64_t n = sizes(taps).of[0];
+        auto *x_ = data<E>(x, {d.B, d.T, d.D}, "x"), *taps_ = data<E>(taps, {n, d.D}, "taps"),
+             *tail_ = data<E>(tail, {d.B, n - 1, d.D}, "tail"), *y_ = data<E>(y, {d.B, d.T, d.D}, "y");
+        nb::gil_scoped_release free;
+        kernels(element).conv_forward(d, n, x_, taps_, tail_, y_, threads);
+    });
+}
+
+void conv_backward(nb::handle grad_y, nb::handle x, nb::handle taps, nb::handle tail, nb::handle grad_x,
+                   nb::handle grad_taps, nb::handle grad_tail, int threads) {
+    by_dtype(x, [&](auto element) {
+        using E = decltype(element);
+        Shape d = flat(sizes(x));
+        int64_t n = sizes(taps).of[0];
+        auto *grad_y_ = data<E>(grad_y, {d.B, d.T, d.D}, "grad_y"), *x_ = data<E>(x, {d.B, d.T, d.D}, "x"),
+             *taps_ = data<E>(taps, {n, d.D}, "taps"), *tail_ = data<E>(tail, {d.B, n - 1, d.D}, "tail"),
+             *grad_x_ = data<E>(grad_x, {d.B, d.T, d.D}, "grad_x"),
+             *grad_tail_ = data<E>(grad_tail, {d.B, n - 1, d.D}, "grad_tail");
+        auto* grad_taps_ = data<float>(grad_taps, {d.B, n, d.D}, "grad_taps");
+        nb::gil_scoped_release free;
+        kernels(element).conv_backward(d, n, grad_y_, x_, taps_, tail_, grad_x_, grad_taps_, grad_tail_, threads);
+    });
+}
+
 SpikeOptions spike_options(int code, float alpha, int levels, float cut) {
     if (code < 0 || code > int(SpikeCode::squared)) throw std::invalid_argument("no such code of a spike");
     return {SpikeCode(code), alpha, cut, levels};
@@ -266,6 +294,8 @@ NB_MODULE(_native, m) {
     m.def("lif_backward", &lif_backward);
     m.def("decay_forward", &decay_forward);
     m.def("decay_backward", &decay_backward);
+    m.def("conv_forward", &conv_forward);
+    m.def("conv_backward", &conv_backward);
     m.def("spike_forward", &spike_forward);
     m.def("spike_backward", &spike_backward);
     m.def("window_forward", &window_forward);

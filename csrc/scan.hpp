@@ -1,5 +1,5 @@
-// Membrane scan, decay scan and spikes: true recurrences over T, vectorised across channels. The equations are those
-// of ops/lif.py, ops/decay.py and ops/spike.py.
+// Membrane scan, decay scan, short convolution and spikes: T is walked, channels are vectors. The equations are those
+// of ops/lif.py, ops/decay.py, ops/conv.py and ops/spike.py.
 #pragma once
 
 #include "parallel.hpp"
@@ -165,6 +165,56 @@ void decay_backward(Shape shape, const T* grad_h, const float* grad_last, const 
         }
         copy(grad_h0 + row, carry, n);
         copy(grad_decay + row, sum, n);
+    });
+}
+
+// y_t of ops/conv.py; `tail` (B, taps - 1, D) are the inputs before x.
+template <class T>
+void conv_forward(Shape shape, int64_t taps, const T* x, const T* w, const T* tail, T* y, int threads) {
+    over_channels(shape, threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+        const T* before = tail + (row - c) * (taps - 1) + c;
+        for (int64_t t = 0; t < shape.T; ++t, at += shape.D) {
+            lanes(n, [&](int64_t i, auto m) {
+                __builtin_prefetch(x + at + shape.D + i);
+                __builtin_prefetch(y + at + shape.D + i, 1);
+                vfloat sum = load(x + at + i, m) * load(w + c + i, m);
+                for (int64_t j = 1; j < taps; ++j) {
+                    const T* from = t >= j ? x + at - j * shape.D : before + (taps - 1 + t - j) * shape.D;
+                    sum = fma(load(from + i, m), load(w + j * shape.D + c + i, m), sum);
+                }
+                store(y + at + i, sum, m);
+            });
+        }
+    });
+}
+
+template <class T>
+void conv_backward(Shape shape, int64_t taps, const T* grad_y, const T* x, const T* w, const T* tail, T* grad_x,
+                   float* grad_w, T* grad_tail, int threads) {
+    over_channels(shape, threads, [&](int64_t at, int64_t row, int64_t c, int64_t n) {
+        const int64_t own = (row - c) * (taps - 1) + c;  // of this sequence in (B, taps - 1, D)
+        float* sums = grad_w + (row - c) * taps + c;
+        for (int64_t j = 0; j < taps; ++j) copy<float, float>(sums + j * shape.D, nullptr, n);
+        for (int64_t t = 1 - taps; t < shape.T; ++t) {
+            const int64_t here = at + t * shape.D;
+            T* to = t < 0 ? grad_tail + own + (taps - 1 + t) * shape.D : grad_x + here;
+            const T* value = t < 0 ? tail + own + (taps - 1 + t) * shape.D : x + here;
+            lanes(n, [&](int64_t i, auto m) {
+                if (t >= 0) {
+                    __builtin_prefetch(x + here + shape.D + i);
+                    __builtin_prefetch(grad_y + here + taps * shape.D + i);
+                    __builtin_prefetch(grad_x + here + shape.D + i, 1);
+                }
+                vfloat sum{}, input = load(value + i, m);
+                for (int64_t j = t < 0 ? -t : 0; j < taps && t + j < shape.T; ++j) {
+                    vfloat grad = load(grad_y + here + j * shape.D + i, m);
+                    sum = fma(grad, load(w + j * shape.D + c + i, m), sum);
+                    float* one = sums + j * shape.D + i;
+                    store(one, fma(grad, input, load(one, m)), m);
+                }
+                store(to + i, sum, m);
+            });
+        }
     });
 }
 

@@ -73,6 +73,9 @@ struct Kernels {
     // logits (N, V), targets and scale (N,), sums (N, 2).
     void (*softmax_loss)(int64_t N, int64_t V, const int64_t* targets, const float* scale, float z_loss, bool wanted,
                          T* logits, float* sums, int threads);
+    void (*conv_forward)(Shape, int64_t taps, const T* x, const T* w, const T* tail, T* y, int threads);
+    void (*conv_backward)(Shape, int64_t taps, const T* grad_y, const T* x, const T* w, const T* tail, T* grad_x,
+                          float* grad_w, T* grad_tail, int threads);
 };
 
 struct Isa {

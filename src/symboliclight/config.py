@@ -122,6 +122,7 @@ class DataConfig:
 class TrainConfig:
     """Optimisation. Defaults are the published V1 recipe."""
 
+    init: str = ""  # a model folder, or a run, whose weights the run begins with; empty: random ones
     tokens: int = 3_000_000_000  # training budget
     batch_size: int = 8  # sequences per micro-batch
     accumulate: int = 1  # micro-batches per optimiser step

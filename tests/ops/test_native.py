@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symboliclight.ops import (
+    causal_conv,
+    causal_conv_loop,
     decay_scan,
     decay_scan_loop,
     event_linear,
@@ -23,6 +25,7 @@ from symboliclight.ops import (
     window_attention,
     window_attention_loop,
 )
+from symboliclight.ops.conv import conv_forward
 from symboliclight.ops.events import _event_linear, _weight_gradient
 from symboliclight.ops.native import event_product
 
@@ -55,6 +58,10 @@ def decay_inputs(B, T, H, K, dtype):
     return [normal(B, T, H, K, dtype=dtype), normal(H, seed=1).sigmoid(), normal(B, H, K, seed=2)]
 
 
+def conv_inputs(B, T, D, n, dtype):
+    return [normal(B, T, D, dtype=dtype), normal(n, D, seed=1), normal(B, n - 1, D, seed=2)]
+
+
 def window_inputs(B, T, R, H, K, A, position, dtype):
     q, *rest = (normal(B, n, H, K, seed=i, dtype=dtype) for i, n in enumerate((T, R + T, R + T, A, A)))
     gate, anchor_gate = normal(B, R + T, seed=5) > -1, normal(B, A, seed=6) > -0.5
@@ -68,6 +75,7 @@ WINDOWS = [  # B, T, R, H, K, A, position, window
 CASES = {
     "lif": (lif_scan, lif_inputs(2, 63, 301, torch.float32), (2.0, 3.0, "bptt")),
     "decay": (decay_scan, decay_inputs(3, 63, 5, 29, torch.float32), ()),
+    "conv": (causal_conv, conv_inputs(3, 63, 145, 3, torch.float32), ()),
     "spike": (lambda v: spike(v, torch.tensor(0.3)), [normal(3, 5000, 17)], ()),
     "window": (window_attention, window_inputs(2, 63, 5, 3, 20, 4, 5, torch.float32), (17,)),
     "tiles": (window_attention, window_inputs(2, 63, 5, 3, 20, 4, 5, torch.bfloat16), (17,)),
@@ -95,6 +103,13 @@ def test_membrane_scan_equals_the_loop_bit_for_bit(isa, dtype, mode, shape):
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 63, 3, 7), (1, 20, 5, 120)], ids=str)
 def test_decay_scan_is_the_loop(isa, dtype, shape):
     agree(NATIVE, decay_scan, decay_scan_loop, decay_inputs(*shape, dtype))
+
+
+@every_isa
+@both_dtypes
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 63, 37, 3), (1, 2, 600, 5)], ids=str)
+def test_short_convolution_is_the_loop(isa, dtype, shape):
+    agree(NATIVE, causal_conv, causal_conv_loop, conv_inputs(*shape, dtype))
 
 
 @every_isa
@@ -213,6 +228,8 @@ def test_operators_meet_the_contract_of_torch_library():
         inputs = [x.requires_grad_(x.is_floating_point()) for x in window_inputs(2, 5, 3, 2, 8, 2, 9, dtype)]
         torch.library.opcheck(native.window_attention, (*inputs, 4))
         torch.library.opcheck(native.window_backward, (inputs[0].detach(), *(x.detach() for x in inputs), 4))
+        convolved = [x.requires_grad_() for x in conv_inputs(2, 7, 5, 3, dtype)]
+        torch.library.opcheck(conv_forward, [x.to(dtype) for x in convolved])
     spikes, weight = (normal(70, 20) > 1.5).float().requires_grad_(), normal(9, 20).requires_grad_()
     torch.library.opcheck(_event_linear, (spikes, weight))
     torch.library.opcheck(_weight_gradient, (normal(70, 9), spikes.detach()))
@@ -256,7 +273,8 @@ def test_a_missing_build_warns_once_and_runs_the_torch_forms():
 
 
 def test_the_form_in_use_is_named_with_its_reason():
-    assert {"lif_scan", "lif_scan_backward", "decay_scan", "spike", "window_attention", "event_linear"} <= set(forms())
+    assert {"lif_scan", "lif_scan_backward", "decay_scan", "causal_conv", "spike", "window_attention",
+            "event_linear"} <= set(forms())
     form, reason = forms()["lif_scan"]
     assert form == f"native {_native.isa()}" and "portable" in reason
     with torch_forms():

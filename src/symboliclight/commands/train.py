@@ -22,7 +22,9 @@ The vocabulary is that of the data unless --config or --set model.vocab_size say
 the run back to the last checkpoint with half the rate; the data goes on past the bad batches.
 """
 _D = TrainConfig()
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 _SHORT: dict[str, tuple[str, type, str]] = {  # option -> field, type, help
+    "init": ("train.init", Path, "begin with the weights of this model folder or run, made with the same tokenizer"),
     "tokens": ("train.tokens", int, f"training budget, tokens (default: {_D.tokens:,})"),
     "batch-size": ("train.batch_size", int, f"sequences a micro-batch (default: {_D.batch_size})"),
     "accumulate": ("train.accumulate", int, f"micro-batches an optimiser step (default: {_D.accumulate})"),
@@ -48,7 +50,7 @@ def add(commands: Any) -> None:
                         help="JSON with sections model, data, train; a run.json of another run will do")
     for option, (_, kind, text) in _SHORT.items():
         parser.add_argument(f"--{option}", type=_count if kind is int else kind, help=text,
-                            metavar="NAME" if kind is str else "N" if kind is int else "X")
+                            metavar=_METAVARS[kind])
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="fields",
                         help="any field of the configuration, e.g. model.ffn=gelu, train.clip=0.5, "
                              'data.weights={"zh":2,"en":1}; may be repeated, and wins over all else')
@@ -94,7 +96,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
     """Field -> value from the short options and, stronger, from --set."""
-    short = {field: value for option, (field, _, _) in _SHORT.items()
+    short = {field: str(value) if kind is Path else value for option, (field, kind, _) in _SHORT.items()
              if (value := getattr(args, option.replace("-", "_"))) is not None}
     return short | parse(args.fields)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from symboliclight.errors import Slow
-from symboliclight.ops import decay, lif
+from symboliclight.ops import conv, decay, lif
 from symboliclight.ops import dropout as dropping
 from symboliclight.ops import rope as rotary
 from symboliclight.ops import spike as spiking
@@ -157,6 +157,21 @@ def decay_backward(
     _native.decay_backward(*_contiguous(grad_h, grad_last, u, h, _rates(rate, h0), h0), grad_u, grad_rate, grad_h0,
                            torch.get_num_threads())
     return grad_u, grad_rate.sum((0, 2)), grad_h0
+
+
+@_on_cpu(conv.conv_forward, conv.conv_forward_torch)
+def conv_forward(x: Tensor, taps: Tensor, tail: Tensor) -> Tensor:
+    y = _new(x)
+    _native.conv_forward(*_contiguous(x, taps, tail), y, torch.get_num_threads())
+    return y
+
+
+@_on_cpu(conv.conv_backward, conv.conv_backward_torch)
+def conv_backward(grad: Tensor, x: Tensor, taps: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_tail = _new(x), _new(tail)
+    grad_taps = torch.empty(x.shape[0], *taps.shape)
+    _native.conv_backward(*_contiguous(grad, x, taps, tail), grad_x, grad_taps, grad_tail, torch.get_num_threads())
+    return grad_x, grad_taps.sum(0).to(taps.dtype), grad_tail
 
 
 @_on_cpu(spiking.spike_forward, spiking.spike_forward_torch)

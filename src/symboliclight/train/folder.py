@@ -25,7 +25,7 @@ from symboliclight.errors import InputError
 
 RUN, BEST = "run.json", "best"
 _OURS = (f"{RUN}.part", lock.NAME)  # may be there before a run begins
-_FREE = ("data.directory", "train.precision")  # fields that may change when a run is resumed
+_FREE = ("data.directory", "train.init", "train.precision")  # fields that may change when a run is resumed
 
 
 @dataclass
@@ -96,7 +96,7 @@ def stored_precision(directory: Path) -> str | None:
 
 
 def _check_same(directory: Path, run: RunConfig) -> None:
-    """The place of the data may change, whose content is checked against the data cursor, and the precision."""
+    """The places of data and first weights may change, and the precision: contents are checked, or read already."""
     old, new = _flat(to_dict(load_run(directory / RUN))), _flat(to_dict(run))
     names = [name for name in sorted(old | new) if old.get(name) != new.get(name) and name not in _FREE]
     if names:

@@ -31,6 +31,7 @@ from symboliclight.ops.events import DTYPES, break_evens, set_break_evens
 from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
 from symboliclight.processor import Precision
 from symboliclight.train import folder
+from symboliclight.train.begin import begin_with
 from symboliclight.train.folder import Progress
 from symboliclight.train.graph import GraphedStep, graphs
 from symboliclight.train.log import Log, progress_bar
@@ -130,6 +131,8 @@ class _Trainer:
             self.log.rewind(self.progress.step, self.progress.rollbacks)
         else:
             self.log.rewind(0, 0)
+            if self.run.train.init:
+                begin_with(self.model, self.run.train.init, self.shards)
             given = self.run.train.break_even
             set_break_evens(self.group.mean(break_evens()) if given is None else dict.fromkeys(DTYPES, given))
             self._save()  # a rollback always finds a checkpoint, and a disk that is too small is found out now
