@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from symboliclight.config import DataConfig, ModelConfig, RunConfig
+from symboliclight.core.config import DataConfig, ModelConfig, RunConfig
 
 TORCH = importlib.util.find_spec("torch") is not None
 TEXT = [
@@ -82,7 +82,7 @@ def seeded(request):
 @pytest.fixture(scope="session")
 def small_tokenizer():
     """520 pieces, Chinese and English, exact."""
-    from symboliclight.tokenizer import train
+    from symboliclight.core.tokenizer import train
 
     return train([t * 20 for t in TEXT], 520).tokenizer
 
@@ -138,7 +138,7 @@ def first_weights():
 @pytest.fixture(scope="session")
 def small_checkpoint(request, small_config, first_weights, small_tokenizer, tmp_path_factory):
     """A folder with `small_model` and its tokenizer; where there is no PyTorch, with `first_weights`."""
-    from symboliclight import checkpoint
+    from symboliclight.core import checkpoint
 
     weights = request.getfixturevalue("small_model").state_dict() if TORCH else first_weights(small_config)
     folder = tmp_path_factory.mktemp("checkpoint") / "model"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.interop.released import our_name
 
 GOLDEN = Path(__file__).parent / "golden"

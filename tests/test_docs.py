@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from symboliclight import cli
+from symboliclight.commands import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(ROOT.glob("README*.md"))

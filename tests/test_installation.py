@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "symboliclight"
 USED = ROOT / "build" / "wheel-used"  # where `make wheel` installed it
 WITHOUT_TORCH = """
 import sys; sys.modules["torch"] = None
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 GENERATE = ["generate", "Once upon a time", "--max-tokens", "16", "--seed", "1"]
@@ -72,7 +72,7 @@ def wheel():
             packed = {n: files.read(n) for n in files.namelist() if n.startswith("symboliclight/") and n[-1] != "/"}
         ours = {f"symboliclight/{p.relative_to(SOURCE).as_posix()}": p.read_bytes() for p in SOURCE.rglob("*")
                 if p.is_file() and p.suffix not in (".pyc", ".so")}
-        newer = all(found.stat().st_mtime > p.stat().st_mtime for p in (ROOT / "csrc").iterdir())
+        newer = all(found.stat().st_mtime > p.stat().st_mtime for p in (ROOT / "csrc").rglob("*.?pp"))
         if newer and USED.exists() and ours == {n: data for n, data in packed.items() if not n.endswith(".so")}:
             return found, packed
         return leave(f"{found.name} is of another source: make wheel")

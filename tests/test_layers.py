@@ -11,18 +11,20 @@ import symboliclight
 
 ROOT = Path(symboliclight.__file__).parent
 FLOORS: list[set[str]] = [
-    {"atomic", "errors", "config", "tokenizer", "checkpoint", "provenance", "processor", "lock", "parts",
-     "pieces", "turns"},
-    {"ops", "_native"},
-    {"model", "data", "engine", "_engine"},
-    {"distribution", "sampling", "likelihood", "runner", "train", "optim", "distributed", "calibration"},
-    {"evaluate", "evals", "sparsity", "operations", "energy", "study", "report", "plots", "rasters", "recipes",
-     "budget", "interop", "quality", "card", "benchmarks"},
-    {"cli", "commands", "serve"},
+    {"core", "_native", "_engine"},
+    {"ops"},
+    {"data", "engine"},
+    {"model"},
+    {"train"},
+    {"generate"},
+    {"measure"},
+    {"interop", "show", "serve"},
+    {"study", "benchmarks"},
+    {"commands"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-NO_TORCH = ["config", "tokenizer", "checkpoint", "data", "data.corpus", "data.shards", "data.batches", "engine",
-            "sampling", "engine", "interop.nir.executor", "cli"]
+NO_TORCH = ["core.config", "core.tokenizer", "core.checkpoint", "data", "data.corpus", "data.shards", "data.batches",
+            "engine", "generate.sampling", "interop.nir.executor", "commands.cli"]
 
 
 def imports(path: Path) -> set[str]:
@@ -61,3 +63,10 @@ def test_printing_is_left_to_the_command_line():
             continue
         calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
         assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], path
+
+
+@pytest.mark.parametrize("source", sorted((Path(__file__).parents[1] / "csrc").rglob("*.?pp")), ids=lambda p: p.name)
+def test_kernels_and_engine_include_themselves_and_simd_alone(source):
+    room = source.parent.name
+    included = [line.split('"')[1] for line in source.read_text().splitlines() if line.startswith('#include "')]
+    assert {name.split("/")[0] for name in included} <= {room, "simd"}

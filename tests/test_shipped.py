@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from symboliclight import card, cli, runner
-from symboliclight.checkpoint import MODEL
-from symboliclight.config import DataConfig, ModelConfig, RunConfig, from_dict
-from symboliclight.likelihood import nats
 from training import CONFIG, go
+
+from symboliclight.commands import cli
+from symboliclight.core.checkpoint import MODEL
+from symboliclight.core.config import DataConfig, ModelConfig, RunConfig, from_dict
+from symboliclight.generate import runner
+from symboliclight.measure.likelihood import nats
+from symboliclight.show import card
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIP = [sys.executable, str(ROOT / "tools" / "ship.py")]
@@ -48,7 +50,7 @@ def test_it_predicts_text_that_it_did_not_train_on_as_well_as_its_card_says(ship
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "话说天下大势"])
 def test_generate_needs_neither_a_model_nor_torch(prompt):
-    code = ("import sys; sys.modules['torch'] = None; from symboliclight.cli import main; "
+    code = ("import sys; sys.modules['torch'] = None; from symboliclight.commands.cli import main; "
             f"sys.exit(main(['generate', {prompt!r}, '--max-tokens', '20']))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

@@ -23,13 +23,13 @@ compile="$python -m ziglang c++ -std=c++17 -O2 -Wall -Wextra -Wno-psabi -ffp-con
 
 # What Python loads is only compiled: there is no Python for arm64 here.
 headers=$("$python" -c "import nanobind, sysconfig; print('-I' + nanobind.include_dir(), '-isystem', sysconfig.get_path('include'))")
-printf '%s\n' bind engine_bind kernels parallel |
-    xargs -P 2 -I @ $compile-gnu -fPIC -DSYMBOLICLIGHT_ISA=portable $headers -c csrc/@.cpp -o $build/@.o
+printf '%s\n' kernels/bind engine/engine_bind kernels/kernels kernels/parallel |
+    xargs -P 2 -I @ $compile-gnu -fPIC -DSYMBOLICLIGHT_ISA=portable $headers -c csrc/@.cpp -o /dev/null
 
 # The rest is a program that needs nothing but a kernel.
 printf '%s\n' "portable generic" "dotprod generic+dotprod" "i8mm generic+dotprod+i8mm" |
-    xargs -P 2 -L 1 sh -c "$compile-musl -mcpu=\$1 -DSYMBOLICLIGHT_ISA=\$0 -c csrc/engine.cpp -o $build/\$0.o"
-$compile-musl -static $build/portable.o $build/dotprod.o $build/i8mm.o csrc/runtime.cpp csrc/pool.cpp tests/engine/runtime_test.cpp \
+    xargs -P 2 -L 1 sh -c "$compile-musl -mcpu=\$1 -DSYMBOLICLIGHT_ISA=\$0 -c csrc/engine/engine.cpp -o $build/\$0.o"
+$compile-musl -static $build/portable.o $build/dotprod.o $build/i8mm.o csrc/engine/runtime.cpp csrc/engine/pool.cpp tests/engine/runtime_test.cpp \
     -o $build/runtime_test
 
 PYTHONPATH=tests "$python" tests/engine/cases.py $build/cases

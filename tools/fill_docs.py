@@ -15,11 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from symboliclight import card
-from symboliclight.energy import tables
 from symboliclight.interop import hardware_tables
 from symboliclight.interop.nir import tables as nir_tables
-from symboliclight.report import comparison_rows
+from symboliclight.measure.energy import tables
+from symboliclight.show import card
+from symboliclight.show.report import comparison_rows
 
 if sys.version_info >= (3, 11):
     import tomllib

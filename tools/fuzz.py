@@ -18,12 +18,13 @@ import atheris
 import numpy as np
 
 with atheris.instrument_imports(include=["symboliclight"]):
-    from symboliclight import checkpoint, engine
-    from symboliclight.config import ModelConfig, save_json
+    from symboliclight import engine
+    from symboliclight.core import checkpoint
+    from symboliclight.core.config import ModelConfig, save_json
+    from symboliclight.core.errors import InputError
     from symboliclight.engine.pack import PRECISIONS
     from symboliclight.engine.places import checkpoint_shapes
     from symboliclight.engine.weights import exported_tensors
-    from symboliclight.errors import InputError
 
 CONFIG = ModelConfig(vocab_size=37, d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, max_seq_len=32, window=3,
                      n_anchors=1, dropout=0.0)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the native code with AddressSanitizer and UndefinedBehaviourSanitizer and runs on it: by default the tests of
 # kernels and runtime, else the given command (`tools/sanitize.sh python3 tools/fuzz.py --seconds 600`).
-# AMX tiles are emulated (csrc/emulate.hpp), since sanitizers do not see what tile instructions touch.
+# AMX tiles are emulated (csrc/simd/emulate.hpp), since sanitizers do not see what tile instructions touch.
 # SANITIZER names another AddressSanitizer runtime, as atheris brings one that also counts coverage.
 # Usage: tools/sanitize.sh [python [arguments]]
 set -eu

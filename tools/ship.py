@@ -14,13 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from symboliclight import card, checkpoint, engine
+from symboliclight import engine
 from symboliclight.commands.models import token_progress
-from symboliclight.config import load_json, to_dict
+from symboliclight.core import checkpoint
+from symboliclight.core.config import load_json, to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import write_result
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.shards import Shards
-from symboliclight.errors import InputError
-from symboliclight.provenance import write_result
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.show import card
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISION = "int8"

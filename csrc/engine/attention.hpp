@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "short.hpp"
+#include "engine/short.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -1,8 +1,8 @@
 // One call through all layers, for the instruction set that the compiler flags of this object name (model/lm.py).
 #include <math.h>
 
-#include "head.hpp"
-#include "spikes.hpp"
+#include "engine/head.hpp"
+#include "simd/spikes.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "pool.hpp"
-#include "table.hpp"
+#include "engine/pool.hpp"
+#include "simd/table.hpp"
 
 namespace symboliclight {
 

@@ -9,7 +9,7 @@
 
 #include <stdexcept>
 
-#include "runtime.hpp"
+#include "engine/runtime.hpp"
 
 namespace nb = nanobind;
 

@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "engine.hpp"
-#include "simd.hpp"
+#include "engine/engine.hpp"
+#include "simd/simd.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

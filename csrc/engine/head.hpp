@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "attention.hpp"
-#include "sketch.hpp"
+#include "engine/attention.hpp"
+#include "engine/sketch.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -1,9 +1,9 @@
 // Dense-fed matrices whose outputs lie side by side in blocks of 16 (engine.hpp), times rows, in vectors.
 #pragma once
 
-#include "fetch.hpp"
-#include "gather.hpp"
-#include "rows.hpp"
+#include "engine/fetch.hpp"
+#include "engine/gather.hpp"
+#include "engine/rows.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -1,4 +1,4 @@
-#include "pool.hpp"
+#include "engine/pool.hpp"
 
 #include <unistd.h>
 

@@ -1,7 +1,7 @@
 // What products need of their inputs beside the floats: active inputs, 8-bit integers, parts in bfloat16.
 #pragma once
 
-#include "products.hpp"
+#include "engine/products.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

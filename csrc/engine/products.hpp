@@ -2,9 +2,9 @@
 // whole, chunked, batched and single-token calls give the same bits.
 #pragma once
 
-#include "packed.hpp"
+#include "engine/packed.hpp"
 #if defined(__AMX_INT8__)
-#include "tiles.hpp"
+#include "engine/tiles.hpp"
 #endif
 
 namespace symboliclight {

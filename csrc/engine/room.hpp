@@ -6,7 +6,7 @@
 #include <new>
 #include <vector>
 
-#include "engine.hpp"
+#include "engine/engine.hpp"
 
 namespace symboliclight {
 

@@ -2,8 +2,8 @@
 // products that packed ones have, on every instruction set.
 #pragma once
 
-#include "engine.hpp"
-#include "simd.hpp"
+#include "engine/engine.hpp"
+#include "simd/simd.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -1,10 +1,10 @@
-#include "runtime.hpp"
+#include "engine/runtime.hpp"
 
 #include <algorithm>
 #include <functional>
 #include <stdexcept>
 
-#include "isa.hpp"
+#include "simd/isa.hpp"
 
 namespace symboliclight {
 namespace {

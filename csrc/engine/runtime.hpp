@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
-#include "engine.hpp"
-#include "room.hpp"
+#include "engine/engine.hpp"
+#include "engine/room.hpp"
 
 namespace symboliclight {
 

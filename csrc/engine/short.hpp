@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "sight.hpp"
+#include "engine/sight.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

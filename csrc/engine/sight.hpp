@@ -1,7 +1,7 @@
 // Which keys and values a block of queries sees, and when (ops/window.py).
 #pragma once
 
-#include "step.hpp"
+#include "engine/step.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -9,7 +9,7 @@
 // `lost` and `kept` hold those factors of |x| and |e|, rounded up (pack.sketch); `size` and `slip` bound |x| and |e|.
 #pragma once
 
-#include "products.hpp"
+#include "engine/products.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "prepare.hpp"
+#include "engine/prepare.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -4,9 +4,9 @@
 
 #include <type_traits>
 
-#include "engine.hpp"
-#include "fetch.hpp"
-#include "simd.hpp"
+#include "engine/engine.hpp"
+#include "engine/fetch.hpp"
+#include "simd/simd.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

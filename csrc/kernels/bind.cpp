@@ -2,8 +2,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "isa.hpp"
-#include "tensors.hpp"
+#include "simd/isa.hpp"
+#include "simd/tensors.hpp"
 
 namespace symboliclight {
 

@@ -3,9 +3,9 @@
 // spikes where it reaches a threshold: spikes that nobody else needs are never written.
 #pragma once
 
-#include "parallel.hpp"
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "kernels/parallel.hpp"
+#include "kernels/scratch.hpp"
+#include "simd/simd.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

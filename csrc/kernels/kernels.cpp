@@ -1,8 +1,8 @@
 // All kernels for the instruction set that the compiler flags of this object name.
-#include "events.hpp"
-#include "pointwise.hpp"
-#include "scan.hpp"
-#include "window.hpp"
+#include "kernels/events.hpp"
+#include "kernels/pointwise.hpp"
+#include "kernels/scan.hpp"
+#include "kernels/window.hpp"
 
 namespace symboliclight {
 

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "parallel.hpp"
-#include "simd.hpp"
+#include "kernels/parallel.hpp"
+#include "simd/simd.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -2,9 +2,9 @@
 // of ops/lif.py, ops/decay.py, ops/conv.py and ops/spike.py.
 #pragma once
 
-#include "parallel.hpp"
-#include "simd.hpp"
-#include "spikes.hpp"
+#include "kernels/parallel.hpp"
+#include "simd/simd.hpp"
+#include "simd/spikes.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

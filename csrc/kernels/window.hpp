@@ -8,9 +8,9 @@
 #include <cmath>
 #include <limits>
 
-#include "cells.hpp"
-#include "parallel.hpp"
-#include "scratch.hpp"
+#include "simd/cells.hpp"
+#include "kernels/parallel.hpp"
+#include "kernels/scratch.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

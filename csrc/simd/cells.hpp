@@ -4,7 +4,7 @@
 // floats. `Floats` works in any instruction set, `Tiles` (bfloat16, AMX) does a cell in four tile products.
 #pragma once
 
-#include "simd.hpp"
+#include "simd/simd.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

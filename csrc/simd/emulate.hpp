@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "table.hpp"
+#include "simd/table.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

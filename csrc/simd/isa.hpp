@@ -16,7 +16,7 @@
 #include <sys/auxv.h>
 #endif
 
-#include "table.hpp"
+#include "simd/table.hpp"
 
 namespace symboliclight {
 

@@ -16,10 +16,10 @@
 #include <arm_neon.h>
 #endif
 
-#include "table.hpp"
+#include "simd/table.hpp"
 
 #if defined(SYMBOLICLIGHT_EMULATE_TILES) && defined(__AMX_TILE__)
-#include "emulate.hpp"
+#include "simd/emulate.hpp"
 #endif
 
 namespace symboliclight {

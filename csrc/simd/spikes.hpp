@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "simd.hpp"
-#include "table.hpp"
+#include "simd/simd.hpp"
+#include "simd/table.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "table.hpp"
+#include "simd/table.hpp"
 
 namespace nb = nanobind;
 

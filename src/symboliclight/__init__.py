@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from symboliclight.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset
-from symboliclight.errors import InputError
+from symboliclight.core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset
+from symboliclight.core.errors import InputError
+from symboliclight.core.version import __version__
 
 if TYPE_CHECKING:
     from symboliclight.model import build, load
 
-__version__ = "0.1.0"
-__all__ = ["DataConfig", "InputError", "ModelConfig", "RunConfig", "TrainConfig", "build", "load", "preset"]
+__all__ = ["DataConfig", "InputError", "ModelConfig", "RunConfig", "TrainConfig", "__version__", "build", "load",
+           "preset"]
 
 _LAZY = {"build": "symboliclight.model", "load": "symboliclight.model"}  # need torch: imported on first use
 

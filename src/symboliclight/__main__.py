@@ -2,7 +2,7 @@
 
 import sys
 
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

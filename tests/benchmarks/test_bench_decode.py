@@ -9,10 +9,10 @@ from test_exact import tokens_of
 from symboliclight import build, preset
 from symboliclight.benchmarks import curves, decode, memory
 from symboliclight.benchmarks.harness import Rounds, row, turns
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
+from symboliclight.core.errors import InputError
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import PRECISIONS
-from symboliclight.errors import InputError
 
 CHANGES = {"spike_fed": True, "stream_threshold": 1.5, "learn_neuron": "all", "conv": 3, "decay": "input",
            "residual": "pre", "tie_embeddings": True}

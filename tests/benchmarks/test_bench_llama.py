@@ -15,8 +15,8 @@ from symboliclight import build, preset
 from symboliclight.benchmarks import gpt2_gguf, llama
 from symboliclight.benchmarks.decode import CONTEXT, TOKENS, engine_of
 from symboliclight.benchmarks.harness import Rounds
-from symboliclight.cli import main
-from symboliclight.errors import InputError
+from symboliclight.commands.cli import main
+from symboliclight.core.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import symboliclight
 from symboliclight.benchmarks import model as bench
 from symboliclight.benchmarks import train
 from symboliclight.benchmarks.parts import in_precision
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 
 def test_the_check_lets_right_forms_pass_and_a_wrong_one_not(small_config, monkeypatch):

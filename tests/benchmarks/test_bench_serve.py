@@ -6,7 +6,7 @@ import pytest
 
 from symboliclight import engine
 from symboliclight.benchmarks import serve as bench
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from symboliclight import cli
-from symboliclight.errors import LeftOut
+from symboliclight.commands import cli
+from symboliclight.core.errors import LeftOut
 
-DEMO = Path(cli.__file__).parent / "data" / "demo"
+DEMO = Path(cli.__file__).parents[1] / "data" / "demo"
 RECIPE = '[domains.a]\nsource = "a.txt"\nlanguage = "en"\nrepeats = {first = 2}\nturns = [["Q:", "A:"]]\n'
 
 

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from symboliclight import cli
-from symboliclight.energy import counters
+from symboliclight.commands import cli
+from symboliclight.measure.energy import counters
 
 # Counters.
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
 
 
 def run(capsys, *args):
@@ -66,7 +66,8 @@ def test_a_checkpoint_is_not_stored_in_integers(small_checkpoint, tmp_path, caps
 
 
 def test_generate_runs_without_torch(small_checkpoint):
-    code = "import sys; sys.modules['torch'] = None; from symboliclight.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = ("import sys; sys.modules['torch'] = None; from symboliclight.commands.cli import main; "
+            "sys.exit(main(sys.argv[1:]))")
     args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "5"]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -87,7 +88,7 @@ def test_ctrl_c_ends_generation_cleanly(small_checkpoint):
     args = ["generate", "the sun", "--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "10000000",
             "--temperature", "0"]  # sampling could draw the end of the text before the signal comes
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell ignores it
-    process = subprocess.Popen([sys.executable, "-m", "symboliclight.cli", *args], stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "-m", "symboliclight.commands.cli", *args], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, preexec_fn=heeded)
     assert process.stdout.read(7) == b"the sun"  # it is at work
     process.send_signal(signal.SIGINT)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from symboliclight import cli
-from symboliclight.evals import items
+from symboliclight.commands import cli
+from symboliclight.measure import items
 
 PAIRS = [("The cat sleeps.", "The cat sleep."), ("Nobody sees the river.", "Nobody see the river."),
          ("The light is old.", "The light are old."), ("A river.", "A river.")]

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from symboliclight import cli
-from symboliclight.sampling import Generation, Sampling, generate
-from symboliclight.tokenizer import SPECIAL_PIECES, Tokenizer
+from symboliclight.commands import cli
+from symboliclight.core.tokenizer import SPECIAL_PIECES, Tokenizer
+from symboliclight.generate.sampling import Generation, Sampling, generate
 
 
 @pytest.fixture(autouse=True)

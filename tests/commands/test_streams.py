@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from symboliclight.runner import SHIPPED
+from symboliclight.generate.runner import SHIPPED
 
-CLI = [sys.executable, "-m", "symboliclight.cli"]
+CLI = [sys.executable, "-m", "symboliclight.commands.cli"]
 TOKENIZER = ("--tokenizer", str(SHIPPED))
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from symboliclight import cli
+from symboliclight.commands import cli
 
 FILE = """
 [study]

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from symboliclight.commands import train as command
-from symboliclight.config import preset, to_dict
-from symboliclight.errors import InputError
+from symboliclight.core.config import preset, to_dict
+from symboliclight.core.errors import InputError
 
 
 def parse(*words):

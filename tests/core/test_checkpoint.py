@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 
 import symboliclight
-from symboliclight import checkpoint
-from symboliclight.errors import InputError
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
 
 TRAINING = checkpoint.Training({"step": 7}, {"w:exp_avg": torch.ones(2, 3)})
 
@@ -176,12 +176,12 @@ def test_weights_that_do_not_fit_the_config_are_listed(saved, small_config):
 
 def test_a_larger_tokenizer_than_the_models_vocabulary_is_refused(saved, small_config):
     small = replace(small_config, vocab_size=small_config.vocab_size - 1)
-    symboliclight.config.save_json(saved / checkpoint.CONFIG, model=small)
+    symboliclight.core.config.save_json(saved / checkpoint.CONFIG, model=small)
     fails(f"vocab_size {small.vocab_size}", saved)
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(saved, small_tokenizer):
-    from symboliclight.tokenizer import train
+    from symboliclight.core.tokenizer import train
 
     words = [f"{a}{b} " for a in "bcdfghjklmnpqrstvwxz" for b in ("ought", "eigh", "augur", "iety", "oxen")]
     other = train(["".join(words) * 20], small_tokenizer.vocab_size).tokenizer
@@ -225,9 +225,9 @@ def test_a_folder_with_something_else_is_never_replaced(tmp_path, small_config, 
 FILL = """
 import resource, sys
 import numpy as np
-from symboliclight import checkpoint
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 
 directory, bytes_each = sys.argv[1], int(sys.argv[2])
 config, _ = checkpoint.load(directory, "numpy")

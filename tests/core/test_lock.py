@@ -11,13 +11,13 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from symboliclight import lock
-from symboliclight.errors import InputError
+from symboliclight.core import lock
+from symboliclight.core.errors import InputError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from symboliclight import lock
+from symboliclight.core import lock
 with lock.held(Path(sys.argv[1]), Path("runs/x")):
     print("held", flush=True)
     time.sleep(60)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import symboliclight
-from symboliclight import cli
+from symboliclight.commands import cli
 
 ROOT = Path(symboliclight.__file__).parent
 UNSAFE = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -19,7 +19,8 @@ WATCHED = """
 import collections, json, pickle, sys
 import torch, datasets, transformers  # whatever they do while they are imported is their own affair
 from torch.utils import tensorboard
-from symboliclight import cli, engine, model
+from symboliclight import engine, model
+from symboliclight.commands import cli
 
 found = []
 sys.addaudithook(lambda event, args: found.append(args) if event == "pickle.find_class" else None)

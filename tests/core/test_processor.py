@@ -9,12 +9,12 @@ import warnings
 
 import pytest
 
-from symboliclight import errors, processor
+from symboliclight.core import errors, processor
 
 
 def found_under(cap):
     """Instruction sets of kernels and runtime in a process with that cap."""
-    code = ("import json; from symboliclight.processor import native_module;"
+    code = ("import json; from symboliclight.core.processor import native_module;"
             "print(json.dumps([native_module('_native').isas(), native_module('_engine').isas()]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, processor.MAX_ISA: cap})
@@ -97,8 +97,8 @@ def test_a_cap_that_onednn_does_not_know_changes_nothing(monkeypatch):
 
 
 def test_what_auto_chooses_stands_in_info_and_in_results(tmp_path, capsys):
-    from symboliclight import cli
-    from symboliclight.provenance import write_result
+    from symboliclight.commands import cli
+    from symboliclight.core.provenance import write_result
 
     assert cli.main(["info", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -110,7 +110,7 @@ def test_what_auto_chooses_stands_in_info_and_in_results(tmp_path, capsys):
 
 
 def test_caps_are_told_in_results(monkeypatch):
-    from symboliclight.provenance import machine
+    from symboliclight.core.provenance import machine
 
     for name in processor.caps():
         monkeypatch.delenv(name)

@@ -12,13 +12,13 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from symboliclight.atomic import write_atomic
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import SPECIAL_PIECES, Tokenizer, train
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import SPECIAL_PIECES, Tokenizer, train
 
 # Made by: symboliclight corpus demo --out C; symboliclight tokenizer train C --vocab-size 4096 --out FILE
-GOLDEN = Path(__file__).parent / "golden" / "tokenizer_demo_4096.model"
-DEMO = Path(__file__).parents[1] / "src" / "symboliclight" / "data" / "demo"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer_demo_4096.model"
+DEMO = Path(__file__).parents[2] / "src" / "symboliclight" / "data" / "demo"
 TOKENIZER = Tokenizer.load(GOLDEN)
 
 awkward = st.sampled_from(["\n", "\r\n", "\t", "  ", " " * 17, "\u2581", "\u2585", "\u2047", "\0", "<unk>", "<s>",

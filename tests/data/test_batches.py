@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.batches import Batches, eval_windows
-from symboliclight.errors import InputError
 
 
 class ArrayShards:

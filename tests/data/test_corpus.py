@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from symboliclight import lock
+from symboliclight.core import lock
+from symboliclight.core.errors import InputError, LeftOut
 from symboliclight.data.corpus import (
     SPLITS,
     Corpus,
@@ -23,7 +24,6 @@ from symboliclight.data.corpus import (
     split_of,
 )
 from symboliclight.data.files import FORMAT
-from symboliclight.errors import InputError, LeftOut
 
 words = st.lists(st.sampled_from(["春", "眠", "dog", "cat", "x  y", "7"]), min_size=1, max_size=4).map(" ".join)
 

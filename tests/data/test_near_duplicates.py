@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.minhash import NearDuplicates
 from symboliclight.data.ngrams import Hasher, Quotes, units
-from symboliclight.errors import InputError
 
 MASK = 2**64 - 1
 WORDS = [f"word{i}" for i in range(1000)]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.batches import Batches
 from symboliclight.data.packing import PADDING, Documents, Stream, _best_fit
 from symboliclight.data.turns import Answers, encode_document
-from symboliclight.errors import InputError
 
 BOS = 1
 

@@ -15,8 +15,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from symboliclight.core.errors import InputError, LeftOut
 from symboliclight.data.readers import ReadOptions, find_files, read_documents
-from symboliclight.errors import InputError, LeftOut
 
 
 def zipped(files):

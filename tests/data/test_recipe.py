@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.corpus import SPLITS, Corpus
 from symboliclight.data.recipe import Domain, Recipe, read_recipe
 from symboliclight.data.recipe_corpus import REASONS, build_recipe, recipe_report
 from symboliclight.data.shards import Shards, build_shards
-from symboliclight.errors import InputError
 
 WORDS = [f"word{i}" for i in range(2000)]
 

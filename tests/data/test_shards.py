@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.corpus import SPLITS, CorpusOptions, build_corpus
 from symboliclight.data.shards import Shards, build_shards
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
 
 DOCUMENTS = {"zh": [f"第{i}首\n春眠不覺曉，處處聞啼鳥。" for i in range(40)],
              "en": [f"Line {i}.\n\tend  " for i in range(60)]}

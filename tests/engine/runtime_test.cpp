@@ -8,7 +8,7 @@
 #include <map>
 #include <sstream>
 
-#include "runtime.hpp"
+#include "engine/runtime.hpp"
 
 using namespace symboliclight;
 

@@ -135,7 +135,7 @@ def test_the_largest_logits_are_those_of_weights_in_full(isa, switches, precisio
 @BOTH
 def test_certified_text_is_that_of_weights_in_full(small_checkpoint, small_tokenizer, precision):
     from symboliclight import engine
-    from symboliclight.sampling import Sampling, generate
+    from symboliclight.generate.sampling import Sampling, generate
 
     prompts = [small_tokenizer.encode("the sun"), small_tokenizer.encode("春天的风")]
     hows = [Sampling(0), Sampling(0.9, top_k=8), Sampling(1.0, top_k=8, top_p=0.7), Sampling(repetition_penalty=1.3)]

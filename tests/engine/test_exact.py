@@ -8,7 +8,7 @@ import torch
 
 import symboliclight
 from symboliclight import _engine
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.engine.weights import from_tensors

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import symboliclight.checkpoint
+import symboliclight.core.checkpoint
 import symboliclight.engine
+from symboliclight.core.errors import InputError
 from symboliclight.engine.pack import PRECISIONS
-from symboliclight.errors import InputError
 
 
 def split(data: bytes):
@@ -88,7 +88,7 @@ def switched(small_config, first_weights, small_tokenizer, tmp_path_factory):
     config = replace(small_config, residual="pre", spike_fed=True, learn_neuron="all", decay="input", conv=3,
                      tie_embeddings=True, norm="none")
     place = tmp_path_factory.mktemp("switched") / "model"
-    symboliclight.checkpoint.save(place, config, first_weights(config), small_tokenizer)
+    symboliclight.core.checkpoint.save(place, config, first_weights(config), small_tokenizer)
     return place
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import symboliclight.engine
-from symboliclight.checkpoint import LINE
+from symboliclight.core.checkpoint import LINE
 from symboliclight.engine import State
 from symboliclight.engine.lines import allocated, lined, together
 from symboliclight.engine.model import export

@@ -9,10 +9,10 @@ from test_exact import engine_of, random_model, tokens_of
 from test_precision import unpacked
 
 from symboliclight import engine
+from symboliclight.core.errors import InputError
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import format_of, pack, residual, residual_shapes
 from symboliclight.engine.weights import _assemble, exported_tensors, frequent
-from symboliclight.errors import InputError
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (97, 61)], ids=str)

@@ -21,14 +21,15 @@ from test_exact import (
 from test_quality import check_trace
 
 import symboliclight
-from symboliclight import checkpoint, engine
-from symboliclight.config import CODES, ModelConfig, save_json
+from symboliclight import engine
+from symboliclight.core import checkpoint
+from symboliclight.core.config import CODES, ModelConfig, save_json
+from symboliclight.core.errors import InputError
 from symboliclight.engine import State
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS, kind_of
 from symboliclight.engine.places import checkpoint_shapes
 from symboliclight.engine.weights import read
-from symboliclight.errors import InputError
 
 ALL = {"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input",
        "conv": 3, "tie_embeddings": True}

@@ -12,10 +12,10 @@ import pytest
 import safetensors.numpy
 
 import symboliclight.engine
+from symboliclight.core.errors import InputError
 from symboliclight.engine import State
 from symboliclight.engine import state as module
 from symboliclight.engine.state import wide
-from symboliclight.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import symboliclight
-from symboliclight.config import ModelConfig
-from symboliclight.distribution import adapted_temperature, distribution, largest, penalise
-from symboliclight.errors import InputError
-from symboliclight.sampling import Generation, Sampling, generate
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
+from symboliclight.generate.distribution import adapted_temperature, distribution, largest, penalise
+from symboliclight.generate.sampling import Generation, Sampling, generate
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 LOGITS = np.log(P) + 3  # any constant: softmax(LOGITS) = P

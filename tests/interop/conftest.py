@@ -3,7 +3,7 @@
 import pytest
 
 from golden_cases import CASES
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
 
 
 @pytest.fixture

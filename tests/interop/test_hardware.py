@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from symboliclight import cli
-from symboliclight.config import preset
-from symboliclight.errors import InputError
+from symboliclight.commands import cli
+from symboliclight.core.config import preset
+from symboliclight.core.errors import InputError
 from symboliclight.interop.fit import fit, place, placements, quantise
 from symboliclight.interop.hardware import SOURCES, TARGETS, Limit
 

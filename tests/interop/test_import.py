@@ -11,8 +11,9 @@ import torch
 
 import symboliclight
 from golden_cases import CASES, GOLDEN, config_of, golden_weight
-from symboliclight import checkpoint, engine
-from symboliclight.cli import main
+from symboliclight import engine
+from symboliclight.commands.cli import main
+from symboliclight.core import checkpoint
 from symboliclight.interop import released
 
 FIELDS = {"embed_dim": "d_model", "intermediate_dim": "d_ff", "spike_threshold": "v_threshold", "leak_factor": "leak",
@@ -153,7 +154,7 @@ def test_a_damaged_tokenizer_is_refused(golden, tmp_path, call):
 PEAK = """
 import sys
 from pathlib import Path
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
 code = main(["import", *sys.argv[1:]])
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 sys.exit(code)

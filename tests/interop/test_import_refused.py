@@ -11,8 +11,8 @@ import torch
 from test_import import golden_file, released_config
 
 from golden_cases import CASES, GOLDEN, config_of
-from symboliclight import checkpoint
-from symboliclight.cli import main
+from symboliclight.commands.cli import main
+from symboliclight.core import checkpoint
 from symboliclight.interop import released
 
 

@@ -19,11 +19,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 import symboliclight
-from symboliclight import checkpoint, cli
-from symboliclight.errors import InputError
-from symboliclight.evaluate import evaluate_text
+from symboliclight.commands import cli
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
+from symboliclight.generate.sampling import Sampling, generate
 from symboliclight.interop.lm_eval import HarnessModel, register
-from symboliclight.sampling import Sampling, generate
+from symboliclight.measure.evaluate import evaluate_text
 
 RUNNERS = ("torch", "gpt2", "float32", "int8")
 QUESTION = "What is in the {} of the old city?"

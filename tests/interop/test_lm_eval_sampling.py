@@ -10,10 +10,10 @@ from lm_eval.tasks import TaskManager
 from test_lm_eval import ask, log_p
 
 import symboliclight
-from symboliclight import checkpoint
-from symboliclight.errors import InputError
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
+from symboliclight.generate.sampling import Sampling, generate
 from symboliclight.interop.lm_eval import HarnessModel, request_seeds
-from symboliclight.sampling import Sampling, generate
 
 SAMPLED = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
 GREEDY = {"until": [], "max_gen_toks": 12}

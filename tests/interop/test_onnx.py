@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight import checkpoint
-from symboliclight.cli import main
-from symboliclight.config import to_dict
+from symboliclight.commands.cli import main
+from symboliclight.core import checkpoint
+from symboliclight.core.config import to_dict
 from symboliclight.interop.onnx import Step
 
 STEPS = 40
@@ -78,7 +78,7 @@ def test_left_padded_rows_take_no_trace_of_the_padding(exported, small_model):
 
 
 def test_the_file_holds_its_configuration_and_nothing_is_left_beside_it(exported, small_config):
-    found = session(exported).get_modelmeta().custom_metadata_map["symboliclight.config"]
+    found = session(exported).get_modelmeta().custom_metadata_map["symboliclight.core.config"]
     assert json.loads(found) == to_dict(small_config)
     assert [file.name for file in exported.parent.iterdir()] == ["model.onnx"]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight import processor
-from symboliclight.errors import Slow
-from symboliclight.sampling import Sampling, generate
+from symboliclight.core import processor
+from symboliclight.core.errors import Slow
+from symboliclight.generate.sampling import Sampling, generate
 
 transformers = pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight import checkpoint
-from symboliclight.errors import InputError
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
 from symboliclight.ops import torch_forms
 
 transformers = pytest.importorskip("transformers")

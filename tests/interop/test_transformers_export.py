@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from symboliclight import checkpoint, cli
+from symboliclight.commands import cli
+from symboliclight.core import checkpoint
 
 pytest.importorskip("transformers")
 PAGE = Path(__file__).parents[2] / "docs" / "from-transformers.md"

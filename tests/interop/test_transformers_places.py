@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight import checkpoint, engine
-from symboliclight.sampling import padded_state
+from symboliclight import engine
+from symboliclight.core import checkpoint
+from symboliclight.generate.sampling import padded_state
 
 transformers = pytest.importorskip("transformers")
 from test_transformers import VARIANTS  # noqa: E402

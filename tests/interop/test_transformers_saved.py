@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight import checkpoint, cli, engine
+from symboliclight import engine
+from symboliclight.commands import cli
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
 from symboliclight.engine.files import map_tensors
-from symboliclight.errors import InputError
 
 transformers = pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -11,8 +11,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import SPECIAL_PIECES, Tokenizer
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import SPECIAL_PIECES, Tokenizer
 
 transformers = pytest.importorskip("transformers")
 from symboliclight.interop.transformers import SymbolicLightTokenizer  # noqa: E402

@@ -2,7 +2,7 @@
 
 import pytest
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.interop.wikitext import articles, dataset, process_results
 
 FIRST = " = Old City = \n \n One word . \n \n = = Parts = = \n \n a = b , = \n x = Not a title = \n \n"

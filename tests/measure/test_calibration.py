@@ -8,10 +8,11 @@ import pytest
 import torch
 from test_exact import random_model, tokens_of
 
-from symboliclight import calibration, engine
-from symboliclight.cli import main
+from symboliclight import engine
+from symboliclight.commands.cli import main
+from symboliclight.core.errors import InputError
 from symboliclight.engine.rounding import LEVELS, compensated, from_bfloat16, to_levels
-from symboliclight.errors import InputError
+from symboliclight.measure import calibration
 
 
 def values(codes, bits):
@@ -125,8 +126,8 @@ def test_a_folder_of_something_else_is_refused_before_calibrating(small_checkpoi
 
 
 def test_without_pytorch_one_line_says_what_to_do(small_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "symboliclight.calibration", None)
-    monkeypatch.delattr("symboliclight.calibration", raising=False)
+    monkeypatch.setitem(sys.modules, "symboliclight.measure.calibration", None)
+    monkeypatch.delattr("symboliclight.measure.calibration", raising=False)
     out = str(tmp_path / "out")
     assert main(["export", "--model", str(small_checkpoint), "--out", out, "--precision", "int4"]) == 2
     error = capsys.readouterr().err

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from symboliclight import engine
-from symboliclight.errors import InputError
-from symboliclight.evals import cloze
-from symboliclight.likelihood import loglikelihoods
+from symboliclight.core.errors import InputError
+from symboliclight.measure import cloze
+from symboliclight.measure.likelihood import loglikelihoods
 
 LAMBADA = ["The sun rose over the old city, and the light fell on the water of the river",
            "Nobody in the house was awake; nobody in the house", "The old people went home\n\n\"And the light"]

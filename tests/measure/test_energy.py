@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight.config import preset
-from symboliclight.energy import account
-from symboliclight.energy.constants import ARITHMETIC, MEMORY
-from symboliclight.energy.parts import (
+from symboliclight.core.config import preset
+from symboliclight.core.errors import InputError
+from symboliclight.measure.energy import account
+from symboliclight.measure.energy.constants import ARITHMETIC, MEMORY
+from symboliclight.measure.energy.parts import (
     Cost,
     Shape,
     expand_rates,
@@ -19,8 +20,7 @@ from symboliclight.energy.parts import (
     traffic,
     visible_keys,
 )
-from symboliclight.errors import InputError
-from symboliclight.operations import OperationMeter
+from symboliclight.measure.operations import OperationMeter
 
 B, T = 3, 40
 FLOAT32, INT8 = ARITHMETIC["horowitz-45nm-float32"], ARITHMETIC["horowitz-45nm-int8"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 from symboliclight.data import eval_windows
-from symboliclight.errors import InputError
-from symboliclight.evaluate import LANGUAGES, Languages, Tally, evaluate, evaluate_text, figures
+from symboliclight.measure.evaluate import LANGUAGES, Languages, Tally, evaluate, evaluate_text, figures
 
 ZH, EN, OTHER = range(3)
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_together_is_refused(small_model, small_config, small_
     small = symboliclight.build(replace(small_config, vocab_size=100))
     with pytest.raises(InputError, match="has 520 pieces, the model only 100"):
         evaluate(small, small_tokenizer, small_shards)
-    from symboliclight.tokenizer import train
+    from symboliclight.core.tokenizer import train
 
     other = train(["another text entirely " * 50], 300).tokenizer
     with pytest.raises(InputError, match="made with another tokenizer"):

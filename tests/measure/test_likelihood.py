@@ -8,8 +8,8 @@ import torch
 
 import symboliclight
 from symboliclight import engine
-from symboliclight.errors import InputError
-from symboliclight.likelihood import loglikelihoods
+from symboliclight.core.errors import InputError
+from symboliclight.measure.likelihood import loglikelihoods
 
 RUNNERS = ("torch", "gpt2", "float32", "int8")
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import symboliclight
-from symboliclight.errors import InputError
-from symboliclight.operations import OperationMeter
-from symboliclight.sparsity import SparsityMeter
+from symboliclight.core.errors import InputError
+from symboliclight.measure.operations import OperationMeter
+from symboliclight.measure.sparsity import SparsityMeter
 
 B, T = 3, 40
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from symboliclight import engine
-from symboliclight.errors import InputError
-from symboliclight.evals import items, pairs
-from symboliclight.likelihood import loglikelihoods
+from symboliclight.core.errors import InputError
+from symboliclight.measure import items, pairs
+from symboliclight.measure.likelihood import loglikelihoods
 
 BLIMP = [
     ("The cat sleeps in the house.", "The cat sleep in the house."),

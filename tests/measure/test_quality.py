@@ -10,11 +10,11 @@ from test_exact import engine_of, random_model, tokens_of
 
 from symboliclight import engine
 from symboliclight.benchmarks.curves import break_even
-from symboliclight.cli import main
-from symboliclight.errors import InputError
-from symboliclight.likelihood import nats
+from symboliclight.commands.cli import main
+from symboliclight.core.errors import InputError
+from symboliclight.measure.likelihood import nats
+from symboliclight.measure.quality import compare, means, windows_of
 from symboliclight.model.sites import spike_sites
-from symboliclight.quality import compare, means, windows_of
 
 
 def check_trace(model):

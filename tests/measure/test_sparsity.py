@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight.errors import InputError
-from symboliclight.evaluate import evaluate
+from symboliclight.core.errors import InputError
+from symboliclight.measure.evaluate import evaluate
+from symboliclight.measure.raster import raster, raster_svg
+from symboliclight.measure.sparsity import SparsityMeter, gate_sites
 from symboliclight.model.sites import spike_sites
-from symboliclight.plots import plot_sparsity
-from symboliclight.sparsity import SparsityMeter, gate_sites, raster, raster_svg
+from symboliclight.show.plots import plot_sparsity
 
 TEXT = "春天 of the <river> & 铼\n"
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from symboliclight import engine
-from symboliclight.errors import InputError
-from symboliclight.evals import words
+from symboliclight.core.errors import InputError
+from symboliclight.measure import words
 
 TEXT = (" = Old City = \n \n The sun rose over the <unk> city , and the light fell on the water of the river . \n"
         + " 春天 的 风 吹过 江南 , nobody in the house was <unk> . \n" * 12)

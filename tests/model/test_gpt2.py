@@ -7,8 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import symboliclight
-from symboliclight.config import preset
-from symboliclight.errors import InputError
+from symboliclight.core.config import preset
+from symboliclight.core.errors import InputError
 from symboliclight.model.gpt2 import GPT2, GPT2State
 from symboliclight.ops import linear_cross_entropy
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from symboliclight import build, preset
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.model.encoder import Shift
 
 DEEP = ModelConfig(vocab_size=64, d_model=48, n_layers=10, n_heads=3, head_dim=16, d_ff=96, dropout=0.0, paths="decay",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from symboliclight import cli
-from symboliclight.config import preset
+from symboliclight.commands import cli
+from symboliclight.core.config import preset
 from symboliclight.model import build
 from symboliclight.model.graph import Recorded, recorded
 from symboliclight.model.step import last_logits

@@ -7,8 +7,9 @@ import torch
 from test_lm import SMALL, SWITCHES, model_of, tokens_of
 from torch import nn
 
-from symboliclight import InputError, build, checkpoint, load, preset
-from symboliclight.config import ModelConfig, from_dict
+from symboliclight import InputError, build, load, preset
+from symboliclight.core import checkpoint
+from symboliclight.core.config import ModelConfig, from_dict
 from symboliclight.interop.nir import build as nir_build
 from symboliclight.model.sites import spike_sites
 

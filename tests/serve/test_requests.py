@@ -2,10 +2,10 @@
 
 import pytest
 
-from symboliclight.errors import InputError
-from symboliclight.sampling import Sampling
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import SPECIAL_PIECES
+from symboliclight.generate.sampling import Sampling
 from symboliclight.serve.requests import Defaults, conversation, parse
-from symboliclight.tokenizer import SPECIAL_PIECES
 
 DEFAULTS = Defaults(Sampling(temperature=0.7, top_k=50), 30, ["."], turns=False)
 TURNS = Defaults(Sampling(), 30, [], turns=True)

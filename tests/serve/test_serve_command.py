@@ -16,9 +16,9 @@ import pytest
 
 from symboliclight import engine
 from symboliclight.commands.serve import _listen
-from symboliclight.sampling import Sampling, generate
+from symboliclight.generate.sampling import Sampling, generate
 
-SERVE = [sys.executable, "-m", "symboliclight.cli", "serve"]
+SERVE = [sys.executable, "-m", "symboliclight.commands.cli", "serve"]
 HOW = {"temperature": 0.9, "top_k": 30}
 
 
@@ -269,7 +269,7 @@ def test_a_port_in_use_is_named(small_checkpoint):
 
 
 def test_without_its_packages_it_says_what_to_install(small_checkpoint):
-    code = ("import sys; sys.modules['uvicorn'] = None; from symboliclight.cli import main; "
+    code = ("import sys; sys.modules['uvicorn'] = None; from symboliclight.commands.cli import main; "
             f"sys.exit(main(['serve', '--model', {str(small_checkpoint)!r}]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'symboliclight[serve]'" in done.stderr

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from symboliclight import engine
-from symboliclight.errors import InputError
-from symboliclight.sampling import Row, Sampling, generate
+from symboliclight.core.errors import InputError
+from symboliclight.generate.sampling import Row, Sampling, generate
 from symboliclight.serve import writer as writing
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.writer import Busy, Text, Writer
@@ -76,7 +76,7 @@ def test_the_torch_model_and_gpt2_are_written_alike(small_tokenizer, small_confi
     import torch
 
     import symboliclight
-    from symboliclight.config import ModelConfig
+    from symboliclight.core.config import ModelConfig
 
     torch.manual_seed(0)
     for shape in ({}, {"family": "gpt2", "d_ff": 128}):

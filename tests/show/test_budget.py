@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from symboliclight import budget, cli
-from symboliclight.budget import FEWEST, Budget, Pace, agreed, fit, probe, schedule
-from symboliclight.errors import InputError
-from symboliclight.recipes import Demo, run_config
+from symboliclight.commands import cli
+from symboliclight.core.errors import InputError
+from symboliclight.show import budget
+from symboliclight.show.budget import FEWEST, Budget, Pace, agreed, fit, probe, schedule
+from symboliclight.show.demo import Demo, run_config
 
 STEP = 16 * 256  # tokens
 SIZES = [9000, 30_000, 400]  # held-out tokens of three domains

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 
 import pytest
 
-from symboliclight import lock, recipes
-from symboliclight.recipes import Demo, demo, sentence
-from symboliclight.report import comparison_rows, site_groups
+from symboliclight.core import lock
+from symboliclight.show import demo as recipes
+from symboliclight.show.demo import Demo, demo, sentence
+from symboliclight.show.report import comparison_rows, site_groups
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from symboliclight import cli
-from symboliclight.errors import InputError
-from symboliclight.rasters import arrays, chosen, page, picture, vector
-from symboliclight.sparsity import raster
+from symboliclight.commands import cli
+from symboliclight.core.errors import InputError
+from symboliclight.measure.raster import raster
+from symboliclight.show.rasters import arrays, chosen, page, picture, vector
 
 TEXTS = ("the </script> city & the river", "春天的风吹过江南")
 
@@ -58,7 +58,7 @@ def test_the_picture_draws_chinese_where_a_font_has_it_and_counts_it_where_none_
     image, missing = picture(found)
     assert image.startswith(b"\x89PNG") and not [w for w in recwarn if "Glyph" in str(w.message)]
     assert missing in (0, len(found[TEXTS[1]].labels) - 1)
-    monkeypatch.setattr("symboliclight.rasters.drawable", lambda: lambda label: label != "‹start›")
+    monkeypatch.setattr("symboliclight.show.rasters.drawable", lambda: lambda label: label != "‹start›")
     assert picture(found, ["encoder"])[1] == 2
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from symboliclight import load
-from symboliclight.config import ModelConfig, from_dict
+from symboliclight.core.config import ModelConfig, from_dict
 
 CHECKPOINTS = sorted((Path(__file__).resolve().parents[2] / "results" / "study").glob("*/checkpoints/*"))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from symboliclight.config import DataConfig
-from symboliclight.errors import InputError
+from symboliclight.core.config import DataConfig
+from symboliclight.core.errors import InputError
 from symboliclight.study import choose, read_study
 from symboliclight.study.plan import describe, identity
 

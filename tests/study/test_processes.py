@@ -24,7 +24,7 @@ def longer(study_file):
 
 
 def start(file, shards, folder):
-    command = [sys.executable, "-m", "symboliclight.cli", "study", "run", str(file), "--data", str(shards.path),
+    command = [sys.executable, "-m", "symboliclight", "study", "run", str(file), "--data", str(shards.path),
                "--work", str(folder / "work"), "--results", str(folder / "results"), "--only", *LABELS,
                "--tokens", "1920", "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.study import read_study
 from symboliclight.study.plan import identity
 from symboliclight.study.report import write_report

@@ -7,9 +7,9 @@ from statistics import mean
 import pytest
 import torch
 
-from symboliclight.config import preset
+from symboliclight.core.config import preset
 from symboliclight.data.shards import Shards
-from symboliclight.energy.parts import layout, operations, spike_fed_share
+from symboliclight.measure.energy.parts import layout, operations, spike_fed_share
 from symboliclight.study import read_study
 from symboliclight.study.plan import changes, describe
 from symboliclight.study.report import write_report

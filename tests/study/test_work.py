@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from symboliclight.errors import InputError
-from symboliclight.evaluate import evaluate
+from symboliclight.core.errors import InputError
+from symboliclight.measure.evaluate import evaluate
 from symboliclight.study import read_study
 from symboliclight.study.measure import matching_controls
 from symboliclight.study.results import Results

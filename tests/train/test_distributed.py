@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from test_resume import logged, wait_for_step
 
-from symboliclight import lock
-from symboliclight.checkpoint import MODEL, OPTIMIZER
-from symboliclight.config import DataConfig, RunConfig, TrainConfig, save_json
-from symboliclight.distributed import ALONE, Group
-from symboliclight.errors import InputError
+from symboliclight.core import lock
+from symboliclight.core.checkpoint import MODEL, OPTIMIZER
+from symboliclight.core.config import DataConfig, RunConfig, TrainConfig, save_json
+from symboliclight.core.errors import InputError
+from symboliclight.train.distributed import ALONE, Group
 from symboliclight.train.folder import link
 from symboliclight.train.loop import _check
-from test_resume import logged, wait_for_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 TRAIN = ["-m", "symboliclight", "train", "--device", "cpu"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight.config import TrainConfig
-from symboliclight.errors import InputError
-from symboliclight.optim import (
+from symboliclight.core.config import TrainConfig
+from symboliclight.core.errors import InputError
+from symboliclight.train.optim import (
     adamw,
     decays,
     is_hidden,

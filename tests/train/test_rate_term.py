@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from training import CONFIG, batch, go
 
 import symboliclight
-from symboliclight.config import DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict
-from symboliclight.errors import InputError
+from symboliclight.core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict
+from symboliclight.core.errors import InputError
 from symboliclight.model.sites import record_rates, spike_sites
-from symboliclight.optim import adamw
 from symboliclight.train import step
+from symboliclight.train.optim import adamw
 from symboliclight.train.step import losses, ramped
-from training import CONFIG, batch, go
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

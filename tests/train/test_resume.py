@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from symboliclight.checkpoint import MODEL, OPTIMIZER, STATE
-from symboliclight.config import DataConfig, RunConfig, TrainConfig, from_dict, to_dict
-from symboliclight.errors import InputError
-from symboliclight.lock import InUse
+from symboliclight.core.checkpoint import MODEL, OPTIMIZER, STATE
+from symboliclight.core.config import DataConfig, RunConfig, TrainConfig, from_dict, to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.core.lock import InUse
 from symboliclight.ops import events
 from symboliclight.train import loop, train
 from symboliclight.train.folder import truncate_metrics
@@ -23,7 +23,7 @@ from symboliclight.train.folder import truncate_metrics
 STEPS = 60
 PROGRAM = """
 import json, sys, torch
-from symboliclight.config import RunConfig, from_dict
+from symboliclight.core.config import RunConfig, from_dict
 from symboliclight.train import train
 torch.set_num_threads(1)
 train(from_dict(RunConfig, json.loads(sys.argv[1])), sys.argv[2], device=sys.argv[3], tensorboard=False)

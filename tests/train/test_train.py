@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from training import CONFIG, batch, checkpoints, go, lines, with_train
 
 import symboliclight
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.model.sites import record_rates
-from symboliclight.optim import adamw
 from symboliclight.train import loop, step, train, validate
-from training import CONFIG, batch, checkpoints, go, lines, with_train
+from symboliclight.train.optim import adamw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

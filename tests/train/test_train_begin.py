@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from symboliclight import checkpoint
-from symboliclight.config import DataConfig, RunConfig
-from symboliclight.errors import InputError
 from training import CONFIG, go, with_train
+
+from symboliclight.core import checkpoint
+from symboliclight.core.config import DataConfig, RunConfig
+from symboliclight.core.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +51,7 @@ def test_other_shapes_tokenizers_and_folders_are_refused_in_one_line(first, smal
         go(wide, tmp_path / "wide")
     with pytest.raises(InputError, match="nowhere does not exist"):
         go(with_train(run, init=str(tmp_path / "nowhere")), tmp_path / "lost")
-    from symboliclight.tokenizer import train
+    from symboliclight.core.tokenizer import train
 
     other = train(["another text of the same length, " * 200, "另一个故事里有很多不同的字" * 50], 390).tokenizer
     padded = replace(run.model, vocab_size=run.model.vocab_size)

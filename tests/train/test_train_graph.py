@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from training import batch
 
-from symboliclight.config import TrainConfig, preset
+from symboliclight.core.config import TrainConfig, preset
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
-from symboliclight.optim import optimizer
 from symboliclight.train.graph import GraphedStep, graphs
+from symboliclight.train.optim import optimizer
 from symboliclight.train.step import step
-from training import batch
 
 MODELS = {"mini": {}, "gpt2-mini": {}, "mini pre": {"residual": "pre", "spike_fed": True, "conv": 3},
           "mini input": {"decay": "input", "learn_neuron": "all"}, "mini dropout": {"dropout": 0.1}}

@@ -4,11 +4,11 @@ import json
 import warnings
 
 import pytest
-
-from symboliclight import processor
-from symboliclight.errors import InputError, Slow
-from symboliclight.train import precision
 from training import go, lines, with_train
+
+from symboliclight.core import processor
+from symboliclight.core.errors import InputError, Slow
+from symboliclight.train import precision
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import signal
 
 import pytest
 import torch
+from training import go, lines, with_train
 
 import symboliclight
-from symboliclight import checkpoint
-from symboliclight.errors import InputError
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
 from symboliclight.train import loop
-from training import go, lines, with_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

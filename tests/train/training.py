@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from symboliclight.config import TrainConfig
+from symboliclight.core.config import TrainConfig
 from symboliclight.train import train
 
 CONFIG = TrainConfig(tokens=20 * 64, batch_size=2, lr=3e-3, warmup_steps=2, precision="float32", break_even=0.125,

@@ -20,18 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight import checkpoint, plots
-from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import asked, curves, memory
 from symboliclight.benchmarks.harness import Rounds, medians, row, turns, write
-from symboliclight.config import ModelConfig, from_dict, preset, to_dict
+from symboliclight.core import checkpoint
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.config import ModelConfig, from_dict, preset, to_dict
+from symboliclight.core.errors import InputError
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS, Precision, format_of, pack
 from symboliclight.engine.places import places
 from symboliclight.engine.state import key_bytes
 from symboliclight.engine.weights import exported_tensors, from_tensors
-from symboliclight.errors import InputError
 from symboliclight.model import build
+from symboliclight.show import plots
 
 TOKENS = 16  # decoded in one measurement
 CONTEXT = 128  # tokens read before

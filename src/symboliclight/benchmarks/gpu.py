@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from symboliclight.benchmarks.harness import medians, row, write
 from symboliclight.benchmarks.train import RECIPE, at_length, tokens_of
-from symboliclight.energy import counters
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
+from symboliclight.measure.energy import counters
 from symboliclight.model import build
 from symboliclight.model.graph import Recorded
-from symboliclight.optim import adamw
 from symboliclight.train.graph import GraphedStep
+from symboliclight.train.optim import adamw
 
 CONTEXT, WRITTEN = 128, 128  # tokens read before, and written in one measurement
 Run = Callable[[], object]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from symboliclight.processor import Precision
-from symboliclight.provenance import write_result
+from symboliclight.core.processor import Precision
+from symboliclight.core.provenance import write_result
 
 LABELS: dict[Precision, str] = {"bfloat16": "bf16", "float32": "float32"}  # a precision in the names of rows
 

@@ -22,10 +22,10 @@ import torch
 from symboliclight.benchmarks import asked, decode, gpt2_gguf
 from symboliclight.benchmarks.curves import many
 from symboliclight.benchmarks.harness import Rounds, row, turns, write
-from symboliclight.config import preset
+from symboliclight.core.config import preset
+from symboliclight.core.errors import InputError
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS
-from symboliclight.errors import InputError
 from symboliclight.model import build
 
 KINDS = {"float32": ("F32",), "bfloat16": ("BF16", "F16"), "int8": ("Q8_0",), "int4": ("Q4_0",)}

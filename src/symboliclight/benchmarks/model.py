@@ -18,13 +18,13 @@ from torch import Tensor
 
 from symboliclight.benchmarks.harness import LABELS, row, turns, write
 from symboliclight.benchmarks.parts import in_precision
-from symboliclight.config import preset
-from symboliclight.errors import InputError
+from symboliclight.core.config import preset
+from symboliclight.core.errors import InputError
+from symboliclight.core.processor import Precision
 from symboliclight.model import build, encoder, ffn, mixer
 from symboliclight.ops import linear_cross_entropy
 from symboliclight.ops.lif import lif_scan_loop
 from symboliclight.ops.native import torch_forms
-from symboliclight.processor import Precision
 from symboliclight.train.runtime import keep_freed_memory
 
 

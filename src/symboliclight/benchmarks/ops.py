@@ -15,9 +15,9 @@ from torch import Tensor
 from symboliclight import ops
 from symboliclight.benchmarks.harness import Rounds, row, turns, write
 from symboliclight.benchmarks.model import decay_convolution
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
+from symboliclight.core.processor import Precision
 from symboliclight.ops.native import event_product
-from symboliclight.processor import Precision
 from symboliclight.train.runtime import keep_freed_memory
 
 HEADS, HEAD_DIM, WINDOW, ANCHORS = 12, 64, 256, 4  # those of v1-194m

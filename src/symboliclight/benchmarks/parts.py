@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from symboliclight.benchmarks.harness import LABELS, medians
-from symboliclight.config import ModelConfig, TrainConfig
+from symboliclight.core.config import ModelConfig, TrainConfig
+from symboliclight.core.processor import Precision
 from symboliclight.model import build
 from symboliclight.model.state import LayerState
 from symboliclight.ops import linear_cross_entropy
 from symboliclight.ops.rope import rope_tables
-from symboliclight.optim import adamw
-from symboliclight.processor import Precision
+from symboliclight.train.optim import adamw
 from symboliclight.train.step import autocast
 
 

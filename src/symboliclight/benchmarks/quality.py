@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight import calibration, checkpoint, plots
-from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks.harness import row, write
-from symboliclight.config import to_dict
+from symboliclight.core import checkpoint
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.config import to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine, export, load
 from symboliclight.engine.pack import PRECISIONS
-from symboliclight.errors import InputError
-from symboliclight.likelihood import nats
+from symboliclight.measure import calibration
+from symboliclight.measure.likelihood import nats
+from symboliclight.measure.quality import compare, means, windows_of
 from symboliclight.model import load as load_torch
 from symboliclight.model.sites import spike_sites
-from symboliclight.quality import compare, means, windows_of
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.show import plots
 
 NEAREST = "int4 --calibrate none"
 ALLOWED = {"int8": 0.005, "int4": 0.02}  # relative perplexity, asked for

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight import checkpoint, engine
+from symboliclight import engine
 from symboliclight.benchmarks.harness import row, turns, write
-from symboliclight.config import preset
+from symboliclight.core import checkpoint
+from symboliclight.core.config import preset
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.weights import exported_tensors
-from symboliclight.errors import InputError
+from symboliclight.generate.runner import SHIPPED
+from symboliclight.generate.sampling import Sampling, generate
 from symboliclight.model import build
-from symboliclight.runner import SHIPPED
-from symboliclight.sampling import Sampling, generate
-from symboliclight.tokenizer import Tokenizer
 
 CLIENTS = 16
 HOW = Sampling(temperature=0.8, top_k=50)
@@ -66,7 +67,7 @@ class Client:
 @contextmanager
 def server(folder: Path, threads: int) -> Iterator[Client]:
     """`symboliclight serve` as a process."""
-    command = [sys.executable, "-m", "symboliclight.cli", "serve", "--model", str(folder), "--port", "0",
+    command = [sys.executable, "-m", "symboliclight.commands.cli", "serve", "--model", str(folder), "--port", "0",
                "--slots", str(CLIENTS), "--threads", str(threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from symboliclight import plots
-from symboliclight.atomic import write_atomic
 from symboliclight.benchmarks import parts
 from symboliclight.benchmarks.harness import LABELS, medians, peak_memory, row, write
-from symboliclight.config import ModelConfig, TrainConfig, preset
-from symboliclight.errors import InputError
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.config import ModelConfig, TrainConfig, preset
+from symboliclight.core.errors import InputError
+from symboliclight.core.processor import Precision
 from symboliclight.model import build
-from symboliclight.optim import adamw
-from symboliclight.processor import Precision
+from symboliclight.show import plots
+from symboliclight.train.optim import adamw
 from symboliclight.train.runtime import keep_freed_memory
 from symboliclight.train.step import losses, step
 

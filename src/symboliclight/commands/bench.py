@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from symboliclight.commands.fields import parse
-from symboliclight.errors import InputError
-from symboliclight.processor import training_precision
+from symboliclight.core.errors import InputError
+from symboliclight.core.processor import training_precision
 
 BENCHMARKS = {
     "ops": "each native kernel against its torch form and loop",

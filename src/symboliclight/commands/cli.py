@@ -12,7 +12,7 @@ from typing import Any
 
 import symboliclight
 from symboliclight.commands.streams import OutputError, discard_output, standard_streams
-from symboliclight.errors import InputError, LeftOut, Slow
+from symboliclight.core.errors import InputError, LeftOut, Slow
 
 COMMANDS = ("corpus", "tokenizer", "train", "eval", "generate", "serve", "import_", "export", "demo", "study", "raster",
             "energy", "neuro", "bench", "info")

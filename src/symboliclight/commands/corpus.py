@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import remedy, write_atomic
 from symboliclight.commands.output import byte_progress, print_json, print_table
+from symboliclight.core.atomic import remedy, write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.corpus import (
     MANIFEST,
     SPLITS,
@@ -21,8 +23,6 @@ from symboliclight.data.readers import ReadOptions, find_files
 from symboliclight.data.recipe import read_recipe
 from symboliclight.data.recipe_corpus import REASONS, build_recipe, recipe_report
 from symboliclight.data.shards import Shards, build_shards
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
 
 _BUILD = """
 Sources are plain text and source code; .jsonl, .ndjson and .json (an array of records, or lines); .csv, .tsv and

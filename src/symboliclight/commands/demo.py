@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from symboliclight.commands.output import print_json
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 SHIPPED_TOKENS = 60  # of each text by the model that comes with the package
 
@@ -36,7 +36,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     try:
-        from symboliclight.recipes import Demo, demo
+        from symboliclight.show.demo import Demo, demo
     except ImportError as error:
         raise InputError(f"demo needs the training extra ({error.name} is missing): "
                          "pip install 'symboliclight[train]'") from error
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _show_shipped(console: Console) -> None:
     """What the model that comes with the package writes, before anything is trained."""
-    from symboliclight.runner import SHIPPED, load_runner
-    from symboliclight.sampling import Sampling, generate
+    from symboliclight.generate.runner import SHIPPED, load_runner
+    from symboliclight.generate.sampling import Sampling, generate
 
     model, tokenizer = load_runner(str(SHIPPED))
     console.print("The model that comes with the package ([bold]symboliclight generate[/], docs/shipped.md) writes:")
@@ -74,7 +74,7 @@ def _show_shipped(console: Console) -> None:
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
-    from symboliclight.report import comparison_rows
+    from symboliclight.show.report import comparison_rows
 
     seconds, budget = result["seconds"], result["budget"]
     asked = f" of {budget['minutes']:g}" if budget["minutes"] else ""

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.checkpoint import locate
 from symboliclight.commands.models import add_precision, label_of, read_text, token_progress
 from symboliclight.commands.output import print_json, print_table
-from symboliclight.config import ModelConfig, preset
+from symboliclight.core.checkpoint import locate
+from symboliclight.core.config import ModelConfig, preset
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
-from symboliclight.energy import account, counters, tables
-from symboliclight.energy.account import Subject
-from symboliclight.energy.constants import ARITHMETIC, arithmetic
-from symboliclight.energy.parts import expand_rates
-from symboliclight.errors import InputError
-from symboliclight.runner import load_model, load_runner
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.generate.runner import load_model, load_runner
+from symboliclight.measure.energy import account, counters, tables
+from symboliclight.measure.energy.account import Subject
+from symboliclight.measure.energy.constants import ARITHMETIC, arithmetic
+from symboliclight.measure.energy.parts import expand_rates
 
 DENSE = "dense: needs no weights"
 
@@ -95,7 +95,7 @@ def _measured(args: argparse.Namespace, directory: str) -> Subject:
     model, tokenizer = load_model(directory)
     import torch
 
-    from symboliclight.operations import OperationMeter
+    from symboliclight.measure.operations import OperationMeter
 
     batches = list(_windows(args, tokenizer, min(args.context, model.config.max_seq_len)))
     with torch.inference_mode(), OperationMeter(model) as meter, \
@@ -193,7 +193,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def _decoder(model: Any, tokenizer: Tokenizer) -> Any:
     """Decodes one sequence token by token, greedily, beginning again at 256."""
-    from symboliclight.sampling import next_logits
+    from symboliclight.generate.sampling import next_logits
 
     state, token, done = None, tokenizer.bos_id, 0
 
@@ -209,9 +209,9 @@ def _decoder(model: Any, tokenizer: Tokenizer) -> Any:
 
 
 def _save(path: Path, result: Mapping[str, Any]) -> None:
-    from symboliclight.atomic import write_atomic
-    from symboliclight.plots import plot_energy
-    from symboliclight.provenance import write_result
+    from symboliclight.core.atomic import write_atomic
+    from symboliclight.core.provenance import write_result
+    from symboliclight.show.plots import plot_energy
 
     try:
         write_result(path, dict(result))

@@ -5,17 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
-from symboliclight.checkpoint import locate
 from symboliclight.commands.measures import add_measures, check_measures, print_measure, run_measure
 from symboliclight.commands.models import add_device, add_model, read_text, token_progress
 from symboliclight.commands.operations import counted, print_operations
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.commands.tasks import add_tasks, asks_for_tasks, print_tasks, run_tasks
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.checkpoint import locate
+from symboliclight.core.errors import InputError
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
-from symboliclight.errors import InputError
-from symboliclight.runner import load_model
+from symboliclight.generate.runner import load_model
 
 
 def add(commands: Any) -> None:
@@ -82,7 +82,7 @@ def _check(args: argparse.Namespace, measure: bool, tasks: bool) -> None:
 def _perplexity(args: argparse.Namespace) -> dict[str, Any]:
     """Figures on shards or a text."""
     model, tokenizer = load_model(args.model, args.device)
-    from symboliclight.evaluate import evaluate, evaluate_text  # needs torch, which load_model has asked for
+    from symboliclight.measure.evaluate import evaluate, evaluate_text  # needs torch, which load_model has asked for
 
     if args.text is not None:
         text = read_text(args.text)

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
-from symboliclight import checkpoint
 from symboliclight.commands.models import add_model, token_progress
 from symboliclight.commands.output import print_json, print_table
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
 from symboliclight.engine.pack import PRECISIONS
-from symboliclight.errors import InputError
-from symboliclight.runner import load_model, load_weights
+from symboliclight.generate.runner import load_model, load_weights
 
 DIALECTS = ("nir", "snntorch", "norse", "spikingjelly", "sinabs")
 
@@ -123,10 +123,10 @@ def _nir(args: argparse.Namespace) -> None:
 
 def _clamp_share(args: argparse.Namespace, export: Any) -> None:
     """Note in the manifest how often the membrane's lower bound acts on the test text of --data."""
+    from symboliclight.core.tokenizer import Tokenizer
     from symboliclight.data.shards import Shards
     from symboliclight.interop.nir.executor import clamp_share
-    from symboliclight.quality import windows_of
-    from symboliclight.tokenizer import Tokenizer
+    from symboliclight.measure.quality import windows_of
 
     windows = windows_of(Shards.open(args.data), Tokenizer.load(checkpoint.locate(args.model)), "test", 256, 2048)
     rows = [row for found in windows.values() for tokens, _ in found for row in tokens]
@@ -161,7 +161,7 @@ def _moments(args: argparse.Namespace) -> dict[str, Any]:
     if args.calibrate == "none":
         return {}
     try:
-        from symboliclight import calibration
+        from symboliclight.measure import calibration
     except ImportError as error:
         raise InputError("int4 is rounded by what PyTorch computes from text: pip install 'symboliclight[train]', "
                          "or give --calibrate none") from error
@@ -175,10 +175,10 @@ def _moments(args: argparse.Namespace) -> dict[str, Any]:
 def _report(args: argparse.Namespace) -> dict[str, Any]:
     """Figures by domain of the exported folder, beside the float32 of its checkpoint."""
     from symboliclight import engine
+    from symboliclight.core.provenance import write_result
+    from symboliclight.core.tokenizer import Tokenizer
     from symboliclight.data.shards import Shards
-    from symboliclight.provenance import write_result
-    from symboliclight.quality import compare, windows_of
-    from symboliclight.tokenizer import Tokenizer
+    from symboliclight.measure.quality import compare, windows_of
 
     shards, exact, exported = Shards.open(args.data), engine.load(args.model, "float32"), engine.load(args.out)
     windows = windows_of(shards, Tokenizer.load(args.out), "test", min(256, exact.config.max_seq_len), 8192)

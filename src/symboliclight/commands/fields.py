@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 
 def parse(items: list[str]) -> dict[str, Any]:

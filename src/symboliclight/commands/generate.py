@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import (
     add_device,
     add_model_or_shipped,
@@ -19,12 +18,13 @@ from symboliclight.commands.models import (
 )
 from symboliclight.commands.output import print_json
 from symboliclight.commands.streams import utf8_text
-from symboliclight.errors import InputError
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.turns import reply, turn
+from symboliclight.generate.runner import load_runner
+from symboliclight.generate.sampling import Completion, Generation, Sampling
 from symboliclight.interop.datasets import check_samples_folder, save_samples
-from symboliclight.runner import load_runner
-from symboliclight.sampling import Completion, Generation, Sampling
-from symboliclight.tokenizer import Tokenizer
-from symboliclight.turns import reply, turn
 
 NOTICE = """This model was trained to continue text, not to answer. What you write is continued.
 /reset forgets everything, /save FILE keeps the conversation, /exit ends it, Ctrl-C ends a reply."""

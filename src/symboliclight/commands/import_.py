@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from symboliclight.commands.output import byte_progress, print_json
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.interop.released import FETCH
 
 _ABOUT = f"""

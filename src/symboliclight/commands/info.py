@@ -6,10 +6,10 @@ from typing import Any
 import symboliclight
 from symboliclight.commands.models import add_model
 from symboliclight.commands.output import print_json
-from symboliclight.config import to_dict
-from symboliclight.processor import precision_facts
-from symboliclight.provenance import machine
-from symboliclight.runner import load_weights
+from symboliclight.core.config import to_dict
+from symboliclight.core.processor import precision_facts
+from symboliclight.core.provenance import machine
+from symboliclight.generate.runner import load_weights
 
 
 def add(commands: Any) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import add_threads, read_text, token_progress
 from symboliclight.commands.output import print_table
-from symboliclight.errors import InputError
-from symboliclight.evals import cloze, pairs, words
-from symboliclight.provenance import commit
-from symboliclight.runner import load_model, load_runner
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import commit
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.generate.runner import load_model, load_runner
+from symboliclight.measure import cloze, pairs, words
 
 Measure = Callable[[Any, Tokenizer], dict[str, Any]]
 
@@ -65,7 +65,7 @@ def run_measure(args: argparse.Namespace) -> dict[str, Any]:
                          "use the tokenizer.model that the model was trained with")
     found = measure(model, tokenizer)
     if args.chart is not None:
-        from symboliclight.plots import plot_pairs
+        from symboliclight.show.plots import plot_pairs
 
         _write(args.chart, plot_pairs(found, Path(args.chart).suffix[1:]))
     return {"kind": kind, "precision": getattr(model, "precision", "torch"), "tokenizer_hash": tokenizer.hash,

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from symboliclight.commands.streams import utf8_text
+from symboliclight.core.errors import InputError
 from symboliclight.engine.pack import PRECISIONS
-from symboliclight.errors import InputError
-from symboliclight.runner import SHIPPED
-from symboliclight.sampling import Sampling
+from symboliclight.generate.runner import SHIPPED
+from symboliclight.generate.sampling import Sampling
 
 
 def add_precision(

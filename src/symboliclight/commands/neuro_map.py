@@ -7,13 +7,13 @@ from typing import Any
 
 from symboliclight.commands.models import label_of, token_progress
 from symboliclight.commands.output import print_json, print_table
-from symboliclight.config import ModelConfig, preset
+from symboliclight.core.config import ModelConfig, preset
+from symboliclight.core.errors import InputError
 from symboliclight.data.corpus import SPLITS
 from symboliclight.data.shards import Shards
-from symboliclight.errors import InputError
+from symboliclight.generate.runner import load_weights
 from symboliclight.interop.hardware import TARGETS
 from symboliclight.interop.hardware_tables import kind_of, placed_table, precision_table
-from symboliclight.runner import load_weights
 
 
 def add(commands: Any) -> None:
@@ -66,8 +66,8 @@ CLAIM = "By published limits and capacity alone. Nothing here has run on hardwar
 
 def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Perplexity with float32 weights, and with the mapped matrices as each target would store them."""
-    from symboliclight.evaluate import evaluate
     from symboliclight.interop.fit import quantise
+    from symboliclight.measure.evaluate import evaluate
 
     shards = Shards.open(args.data)
     names = list(dict.fromkeys(args.target))
@@ -120,7 +120,7 @@ def _print_perplexity(result: dict[str, Any]) -> None:
 
 
 def _save(path: Path, result: dict[str, Any]) -> None:
-    from symboliclight.provenance import write_result
+    from symboliclight.core.provenance import write_result
 
     try:
         write_result(path, result)

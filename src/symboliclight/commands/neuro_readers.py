@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight import checkpoint
 from symboliclight.commands.models import add_model, token_progress
 from symboliclight.commands.neuro_run import add_texts, texts_of
 from symboliclight.commands.output import print_json, print_table
-from symboliclight.config import to_dict
-from symboliclight.errors import InputError
-from symboliclight.provenance import write_result
-from symboliclight.runner import load_weights
+from symboliclight.core import checkpoint
+from symboliclight.core.config import to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import write_result
+from symboliclight.generate.runner import load_weights
 
 
 def add(commands: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from symboliclight.commands.models import read_text, token_progress
 from symboliclight.commands.output import print_json, print_table
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import write_result
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.corpus import demo_sources
-from symboliclight.errors import InputError
-from symboliclight.provenance import write_result
-from symboliclight.tokenizer import Tokenizer
 
 EMBEDDED = {"English": "en_fiction", "Chinese": "zh_fiction"}  # of the demo corpus
 COUNTS = ("events", "graded", "accumulates", "multiply_accumulates", "weight_reads", "state_reads", "host_reads")
@@ -86,8 +86,8 @@ def _model(directory: str | None, weights: str | None) -> Any:
     """The torch model of a checkpoint. Raises `InputError` if the folder is not an export of its weights."""
     if directory is None:
         return None
+    from symboliclight.generate.runner import load_weights
     from symboliclight.interop.nir.files import digest
-    from symboliclight.runner import load_weights
 
     if digest(directory) != weights:
         raise InputError(f"{directory} is not the checkpoint that was exported; name the one that was, or export again")

@@ -10,7 +10,7 @@ from symboliclight.commands.output import print_table
 @contextmanager
 def counted(model: Any, wanted: bool) -> Iterator[dict[str, Any]]:
     """Fill the yielded dict with {"operations": report} of the passes made inside the block, if `wanted`."""
-    from symboliclight.operations import OperationMeter  # needs torch, which loading the model has asked for
+    from symboliclight.measure.operations import OperationMeter  # needs torch, which loading the model has asked for
 
     found: dict[str, Any] = {}
     if not wanted:
@@ -23,7 +23,7 @@ def counted(model: Any, wanted: bool) -> Iterator[dict[str, Any]]:
 
 def print_operations(report: dict[str, Any]) -> None:
     """Tables of operations a token, layers of a kind together, and of the figures of NeuroBench."""
-    from symboliclight.operations import by_kind  # needs torch, with which the report was made
+    from symboliclight.measure.operations import by_kind  # needs torch, with which the report was made
 
     rows = [(name + " +" * (not part["neurobench"]), *(_count(part[key]) for key in ("macs", "acs", "dense")))
             for name, part in by_kind(report).items()]

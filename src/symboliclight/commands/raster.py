@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
 from symboliclight.commands.models import label_of
 from symboliclight.commands.output import print_json, print_table
 from symboliclight.commands.streams import utf8_text
-from symboliclight.errors import InputError
-from symboliclight.runner import load_model
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.generate.runner import load_model
 
 SENTENCES = ("The old captain looked at the sea and said nothing for a long time.", "春天来了，江边的柳树又绿了。")
 MOST = 400  # tokens of a text that still make a picture
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> None:
         if Path(args.model).exists():
             raise
         raise InputError(f"{error}; {NO_MODEL}") from error
-    from symboliclight.sparsity import raster  # needs torch, which load_model has asked for
+    from symboliclight.measure.raster import raster  # needs torch, which load_model has asked for
 
     for text in texts:
         if len(tokenizer.encode(text)) > MOST:
@@ -80,13 +80,13 @@ def _sites(args: argparse.Namespace) -> list[str] | None:
 
 
 def _html(args: argparse.Namespace, found: dict[str, Any]) -> tuple[bytes, str]:
-    from symboliclight.rasters import page
+    from symboliclight.show.rasters import page
 
     return page(found, label_of(args.model)).encode(), ""
 
 
 def _png(args: argparse.Namespace, found: dict[str, Any]) -> tuple[bytes, str]:
-    from symboliclight.rasters import picture
+    from symboliclight.show.rasters import picture
 
     body, missing = picture(found, _sites(args))
     return body, "" if not missing else (f"; no font here has {missing} of their labels, which stand as numbers: "
@@ -94,13 +94,13 @@ def _png(args: argparse.Namespace, found: dict[str, Any]) -> tuple[bytes, str]:
 
 
 def _svg(args: argparse.Namespace, found: dict[str, Any]) -> tuple[bytes, str]:
-    from symboliclight.rasters import vector
+    from symboliclight.show.rasters import vector
 
     return vector(found, _sites(args), args.units).encode(), ""
 
 
 def _npz(args: argparse.Namespace, found: dict[str, Any]) -> tuple[bytes, str]:
-    from symboliclight.rasters import arrays
+    from symboliclight.show.rasters import arrays
 
     return arrays(found), ""
 

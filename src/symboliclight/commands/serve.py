@@ -14,9 +14,9 @@ from symboliclight.commands.models import (
     label_of,
     sampling_of,
 )
+from symboliclight.core.errors import InputError
 from symboliclight.engine import exported_precision
-from symboliclight.errors import InputError
-from symboliclight.runner import load_runner
+from symboliclight.generate.runner import load_runner
 
 
 def add(commands: Any) -> None:

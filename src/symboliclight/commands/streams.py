@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 
 class OutputError(InputError):

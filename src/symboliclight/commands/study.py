@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from symboliclight.commands.output import print_json, print_table
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 _RUN = """
 Run what is missing of a study, in the order of its file, one run at a time. Every finished run is one JSON file in

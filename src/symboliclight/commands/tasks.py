@@ -6,7 +6,7 @@ from typing import Any
 
 from symboliclight.commands.models import add_precision
 from symboliclight.commands.output import print_table
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:

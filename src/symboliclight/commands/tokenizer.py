@@ -7,10 +7,10 @@ from typing import Any
 
 from symboliclight.commands.output import byte_progress, print_json, print_table
 from symboliclight.commands.streams import print_bytes, utf8_text
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer, train
 from symboliclight.data.corpus import SPLITS, Corpus
 from symboliclight.data.sample import balanced_sample
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer, train
 
 
 def add(commands: Any) -> None:

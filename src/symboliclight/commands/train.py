@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from symboliclight.commands.fields import parse
 from symboliclight.commands.output import print_json, print_table
-from symboliclight.config import PRESETS, RunConfig, TrainConfig, from_dict, load_run, preset, to_dict
+from symboliclight.core.config import PRESETS, RunConfig, TrainConfig, from_dict, load_run, preset, to_dict
+from symboliclight.core.errors import InputError
 from symboliclight.data import Shards
-from symboliclight.errors import InputError
 
 if TYPE_CHECKING:
     from symboliclight.train import Result
@@ -65,8 +65,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 1 if a signal stopped the run."""
     config = configure(args)
-    from symboliclight.distributed import first_process
     from symboliclight.train import train
+    from symboliclight.train.distributed import first_process
 
     result = train(config, args.out, resume=args.resume, device=args.device, progress=True)
     if first_process():

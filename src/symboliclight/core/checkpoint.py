@@ -19,12 +19,12 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from symboliclight.atomic import remedy
-from symboliclight.config import ModelConfig, from_dict, load_json, save_json
-from symboliclight.errors import InputError
-from symboliclight.parts import parts_of, read_parts
-from symboliclight.tokenizer import FILE_NAME as TOKENIZER
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.atomic import remedy
+from symboliclight.core.config import ModelConfig, from_dict, load_json, save_json
+from symboliclight.core.errors import InputError
+from symboliclight.core.parts import parts_of, read_parts
+from symboliclight.core.tokenizer import FILE_NAME as TOKENIZER
+from symboliclight.core.tokenizer import Tokenizer
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 STATE, OPTIMIZER = "training/state.json", "training/optimizer.safetensors"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 Code = Literal["binary", "ternary", "integer", "graded", "shifted", "squared"]  # of a spike: ops/spike.py
 CODES: tuple[Code, ...] = typing.get_args(Code)

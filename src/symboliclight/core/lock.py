@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from symboliclight.atomic import remedy
-from symboliclight.errors import InputError
+from symboliclight.core.atomic import remedy
+from symboliclight.core.errors import InputError
 
 NAME = ".lock"  # in a folder that is locked
 BEAT, SILENT = 10.0, 60.0  # seconds

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 
 def read_parts(file: Path, read: Callable[[Path], tuple[dict[str, Any], dict[str, str]]]

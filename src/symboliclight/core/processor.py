@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from symboliclight.errors import InputError, Slow
+from symboliclight.core.errors import InputError, Slow
 
 Precision = Literal["bfloat16", "float32"]
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import symboliclight
-from symboliclight import processor
-from symboliclight.atomic import write_atomic
+from symboliclight.core import processor
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.version import __version__
 
 
 def commit() -> str:
@@ -20,7 +20,7 @@ def commit() -> str:
         name = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     except (OSError, subprocess.SubprocessError):
-        return f"v{symboliclight.__version__}"
+        return f"v{__version__}"
     return name + "-dirty" * bool(changed)
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
-from symboliclight.atomic import remedy, write_atomic
-from symboliclight.errors import InputError
-from symboliclight.pieces import markers, proto_fields, without_markers
+from symboliclight.core.atomic import remedy, write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.core.pieces import markers, proto_fields, without_markers
 
 FILE_NAME = "tokenizer.model"  # inside a checkpoint or a shard folder
 CONTROL_PIECES = ("<pad>", "<s>", "</s>", "<unk>")  # ids 0, 1, 2, 3

@@ -1,6 +1,6 @@
 """Turns of a conversation as ids: contents are text, whatever they hold, and only what stands between is special."""
 
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.tokenizer import Tokenizer
 
 
 def turn(tokenizer: Tokenizer, role: str, content: str, ends: bool = True) -> list[int]:

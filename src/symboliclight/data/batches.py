@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.packing import PADDING, Documents, Packing, Stream
 from symboliclight.data.shards import Shards
 from symboliclight.data.turns import Answers
-from symboliclight.errors import InputError
 
 IGNORED = -1  # target that the loss leaves out
 _BEFORE_OPTIONS = {"packing": "stream", "loss": "all"}  # what cursors that do not name them were drawn with

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.files import hash_file, read_manifest, whole_folder, write_manifest
 from symboliclight.data.readers import ReadOptions, find_files, read_documents
 from symboliclight.data.turns import Document, plain_text
-from symboliclight.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = "corpus.json"

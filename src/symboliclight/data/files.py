@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from symboliclight import lock
-from symboliclight.atomic import remedy, write_atomic
-from symboliclight.errors import InputError
+from symboliclight.core import lock
+from symboliclight.core.atomic import remedy, write_atomic
+from symboliclight.core.errors import InputError
 
 FORMAT = 1  # of manifests; raised when a field changes meaning
 

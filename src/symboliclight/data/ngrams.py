@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 _UNIT = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|"  # a Chinese character, or a word of others
                    "[^\\W\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")

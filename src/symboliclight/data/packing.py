@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 PADDING = -1  # a position that holds no token
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from symboliclight.core.errors import InputError, LeftOut
 from symboliclight.data import records
 from symboliclight.data.records import NotData, is_blank, lines
 from symboliclight.data.unpack import DAMAGE, ZIP, Member, data_suffix, open_members
-from symboliclight.errors import InputError, LeftOut
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet")

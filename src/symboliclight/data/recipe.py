@@ -20,7 +20,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 if sys.version_info >= (3, 11):
     import tomllib

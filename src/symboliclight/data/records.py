@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from symboliclight.core.errors import InputError
 from symboliclight.data.unpack import Member, utf8
-from symboliclight.errors import InputError
 
 OnRead = Callable[[int], None]
 _NOTHING = ("\t\n\v\f\r \u0085\u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff"

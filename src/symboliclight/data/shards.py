@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import FILE_NAME, Tokenizer
 from symboliclight.data.corpus import SPLITS, Corpus
 from symboliclight.data.files import hash_file, read_manifest, whole_folder, write_manifest
 from symboliclight.data.turns import Document, encode_document, plain_text
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import FILE_NAME, Tokenizer
 
 MANIFEST = "manifest.json"
 _MADE_BY = "symboliclight corpus shards"

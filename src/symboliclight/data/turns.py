@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
-from symboliclight.turns import turn
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.turns import turn
 
 Turns = list[tuple[str, str]]  # role ("user" or "assistant") and content
 Document = str | Turns

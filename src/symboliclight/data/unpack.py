@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 PACK_SUFFIXES = (".gz", ".xz", ".zst", ".bz2")
 ZIP = ".zip"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.errors import InputError
-from symboliclight.parts import read_parts
+from symboliclight.core.errors import InputError
+from symboliclight.core.parts import read_parts
 
 DTYPES = {name: np.dtype(code) for name, code in
           (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"), ("F64", "<f8"), ("I64", "<i8"), ("U16", "<u2"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.checkpoint import LINE
+from symboliclight.core.checkpoint import LINE
 
 
 def allocated(shape: Sequence[int], dtype: Any, fill: Callable[..., np.ndarray] = np.empty) -> np.ndarray:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight import checkpoint
-from symboliclight.config import CODES, ModelConfig, from_dict, load_json
+from symboliclight.core import checkpoint
+from symboliclight.core.config import CODES, ModelConfig, from_dict, load_json
+from symboliclight.core.errors import InputError
+from symboliclight.core.processor import native_module
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.files import map_tensors
 from symboliclight.engine.pack import Precision
 from symboliclight.engine.places import ffn_threshold, stream_threshold
 from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype, shapes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
-from symboliclight.errors import InputError
-from symboliclight.processor import native_module
-from symboliclight.tokenizer import Tokenizer
 
 ROWS = 256  # tokens that share one reading of the weights
 SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine.hpp

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.engine.pack import CERTIFIED, Precision
 
 EMBEDDING = "encoder.embedding.weight"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.atomic import remedy
-from symboliclight.config import ModelConfig
+from symboliclight.core.atomic import remedy
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.lines import allocated, lined
-from symboliclight.errors import InputError
 
 MAX_POSITION = 1 << 40  # tokens
 BLOCK = 16  # tokens whose 8-bit keys lie together

@@ -7,8 +7,9 @@ from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 
-from symboliclight import checkpoint
-from symboliclight.config import ModelConfig
+from symboliclight.core import checkpoint
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 from symboliclight.engine.files import finite, map_tensors
 from symboliclight.engine.lines import lined, together
 from symboliclight.engine.pack import (
@@ -39,7 +40,6 @@ from symboliclight.engine.places import (
     with_residual,
 )
 from symboliclight.engine.rounding import from_bfloat16, to_bfloat16
-from symboliclight.errors import InputError
 
 MAX_STATE = 1 << 34  # bytes a sequence: a config that asks for more is damaged
 FREQUENT = 8  # one token of so many counts as frequent

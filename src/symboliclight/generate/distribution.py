@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 GREEDY = 1e-6  # a temperature below this takes the most likely token
 GROUPS = 4  # `largest` looks for k values among the maxima of this many times k groups

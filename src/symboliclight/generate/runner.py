@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import symboliclight
-from symboliclight import checkpoint, engine
+from symboliclight import engine
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import FILE_NAME as TOKENIZER
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.pack import Precision
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import FILE_NAME as TOKENIZER
-from symboliclight.tokenizer import Tokenizer
 
 SHIPPED = Path(symboliclight.__file__).parent / "shipped"  # the model that comes with the package (docs/shipped.md)
 

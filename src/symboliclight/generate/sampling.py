@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from symboliclight.distribution import GREEDY, Sampling, distribution
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.generate.distribution import GREEDY, Sampling, distribution
 
 __all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 

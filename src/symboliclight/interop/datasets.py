@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from symboliclight.errors import InputError
-from symboliclight.sampling import Completion, Sampling
+from symboliclight.core.errors import InputError
+from symboliclight.generate.sampling import Completion, Sampling
 
 
 def check_samples_folder(directory: str | Path) -> None:

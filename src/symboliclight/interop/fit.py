@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
-from symboliclight.energy.parts import Shape, layout
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 from symboliclight.interop.hardware import SOURCES, Limit, Target
+from symboliclight.measure.energy.parts import Shape, layout
 
 REASONS = {
     "attention": "products of two activations",

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from symboliclight import checkpoint
-from symboliclight.config import ModelConfig
+from symboliclight.core import checkpoint
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.files import finite
 from symboliclight.engine.weights import places, vector_shapes
-from symboliclight.errors import InputError
 from symboliclight.interop.released import FETCH, PUBLISHED, config_of, plain_name, released_name
-from symboliclight.tokenizer import Tokenizer
 
 _CHUNK = 1 << 20  # bytes
 _UNUSED = 0.1  # largest part of a vocabulary without pieces; 57,344 entries for 55,296 pieces leave 0.04

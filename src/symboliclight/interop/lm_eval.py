@@ -23,12 +23,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window
 from tqdm import tqdm
 
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import commit
 from symboliclight.engine.pack import Precision
-from symboliclight.errors import InputError
-from symboliclight.likelihood import ROWS, TOKENS, Pair, encode_pair, fitted, loglikelihoods
-from symboliclight.provenance import commit
-from symboliclight.runner import load_runner
-from symboliclight.sampling import Sampling, generate
+from symboliclight.generate.runner import load_runner
+from symboliclight.generate.sampling import Sampling, generate
+from symboliclight.measure.likelihood import ROWS, TOKENS, Pair, encode_pair, fitted, loglikelihoods
 
 NAME = "symboliclight"
 TASKS = Path(__file__).with_name("tasks")  # task files of our own

@@ -9,7 +9,7 @@
                                                [ActivationSparsity, SynapticOperations]]).run()
 
 `loader` yields (tokens (B, T) int64, targets). NeuroBench divides by B, so its operations are those of a window of T
-tokens. It counts linear maps; `symboliclight.operations` counts the same by its rule, exactly, and the rest.
+tokens. It counts linear maps; `symboliclight.measure.operations` counts the same by its rule, exactly, and the rest.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.sites import spike_sites
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import to_dict
-from symboliclight.errors import InputError
+from symboliclight.core.config import to_dict
+from symboliclight.core.errors import InputError
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.sites import spike_sites
 from symboliclight.model.state import State
@@ -47,7 +47,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> int:
     if model.config.exit_entropy is not None:
         raise InputError("an ONNX graph has one depth and cannot exit early; set exit_entropy to null in config.json")
     program = _program(model)
-    program.model.metadata_props["symboliclight.config"] = json.dumps(to_dict(model.config))
+    program.model.metadata_props["symboliclight.core.config"] = json.dumps(to_dict(model.config))
     external = sum(p.nbytes for p in model.parameters()) > SINGLE_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

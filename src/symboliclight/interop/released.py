@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from symboliclight.config import ModelConfig, from_dict
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig, from_dict
+from symboliclight.core.errors import InputError
 
 REPOSITORY = "SymbolicLight-AGI/SymbolicLight-V1"  # on the Hugging Face hub
 

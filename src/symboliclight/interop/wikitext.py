@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 FILE = "wiki.test.raw"
 _TITLE = re.compile(r" = [^=\s](.*[^=\s])? = ")

@@ -1,1 +1,1 @@
-"""What the field measures language models by: minimal pairs, questions, perplexity per word (docs/benchmarks.md)."""
+"""What a model is worth and costs: loss, benchmarks, silence, operations, energy, what a precision loses."""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.corpus import demo_sources
 from symboliclight.data.readers import ReadOptions, find_files, read_documents
 from symboliclight.engine.places import Place, places
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
 
 TOKENS = 32_768  # read in all
 WINDOW, ROWS = 256, 8  # tokens that a memory lasts, and windows read at once

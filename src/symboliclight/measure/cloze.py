@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from symboliclight.errors import InputError
-from symboliclight.evals.items import Score, accuracy, credit, json_lines, sampled, score_each, text_of
-from symboliclight.likelihood import Pair, encode_pair, fitted
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.measure.items import Score, accuracy, credit, json_lines, sampled, score_each, text_of
+from symboliclight.measure.likelihood import Pair, encode_pair, fitted
 
 PIQA = "Question: {goal}\nAnswer:"
 C3 = "文章：{passage}\n问题：{question}\n答案："

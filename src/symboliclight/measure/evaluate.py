@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.config import to_dict
+from symboliclight.core.config import to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import commit
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.batches import eval_windows
 from symboliclight.data.shards import Shards
-from symboliclight.errors import InputError
+from symboliclight.measure.sparsity import SparsityMeter, gate_sites
 from symboliclight.model.step import token_nll
-from symboliclight.provenance import commit
-from symboliclight.sparsity import SparsityMeter, gate_sites
-from symboliclight.tokenizer import Tokenizer
 
 LANGUAGES = ("zh", "en", "other")
 BATCH_TOKENS = 8192  # tokens evaluated at once

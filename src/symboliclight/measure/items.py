@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from symboliclight.errors import InputError
-from symboliclight.likelihood import Pair, loglikelihoods
+from symboliclight.core.errors import InputError
+from symboliclight.measure.likelihood import Pair, loglikelihoods
 
 AT_ONCE = 1024  # items scored before progress is told; Ctrl-C loses no more than these
 Z = 1.959964  # of a 95% interval

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from symboliclight.sampling import next_logits, padded_state
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.generate.sampling import next_logits, padded_state
 
 ROWS = 32  # sequences read at once: each holds a state
 TOKENS = 8192  # tokens read at once

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
+from symboliclight.measure.sparsity import SparsityMeter
 from symboliclight.model.encoder import Shift
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.mixer import written
-from symboliclight.sparsity import SparsityMeter
 
 NOT_COUNTED = ("comparisons with thresholds and clamps", "table look-ups (embeddings, rotary angles)",
                "exponentials, divisions and scale of the softmax", "square roots of the norms",

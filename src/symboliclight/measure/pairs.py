@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from symboliclight.errors import InputError
-from symboliclight.evals.items import accuracy, credit, json_lines, sampled, score_each, text_of
-from symboliclight.likelihood import Pair
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.measure.items import accuracy, credit, json_lines, sampled, score_each, text_of
+from symboliclight.measure.likelihood import Pair
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 PHENOMENON = ("linguistics_term", "Phenomenon", "phenomenon")  # of BLiMP, of some and of most files of SLING

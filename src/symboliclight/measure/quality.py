@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.batches import eval_windows
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine
-from symboliclight.likelihood import nats
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.measure.likelihood import nats
 
 TOKENS_AT_ONCE = 2048
 

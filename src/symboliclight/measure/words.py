@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.errors import InputError
-from symboliclight.likelihood import TOKENS, token_scores
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.measure.likelihood import TOKENS, token_scores
 
 ROWS = 32  # windows read at once
 CHUNK = 1024  # tokens of the one stream read at once

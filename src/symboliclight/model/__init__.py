@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import nn
 
-from symboliclight import checkpoint
-from symboliclight.config import ModelConfig
+from symboliclight.core import checkpoint
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.weights import exported
-from symboliclight.errors import InputError
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.state import LayerState, State
-from symboliclight.tokenizer import Tokenizer
 
 __all__ = ["LayerState", "State", "SymbolicLight", "build", "load"]
 

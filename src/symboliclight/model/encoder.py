@@ -7,7 +7,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.ops import event_linear, lif_scan, spike, topk_mask
 
 

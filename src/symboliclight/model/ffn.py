@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.model.encoder import (
     Spike,
     apply,

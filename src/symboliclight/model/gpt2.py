@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 
 
 @dataclass

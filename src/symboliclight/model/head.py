@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 
 
 class Head(nn.Module):

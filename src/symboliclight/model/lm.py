@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 from symboliclight.model.encoder import Encoder, stream_spike
 from symboliclight.model.ffn import FeedForward
 from symboliclight.model.head import Head

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.model.encoder import EventLinear, apply, branch_end, reader, stream_norm, watched
 from symboliclight.model.state import LayerState
 from symboliclight.ops import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symboliclight.errors import Slow
+from symboliclight.core.errors import Slow
 from symboliclight.ops import decay, lif, native, rope, spike
 
 HALF_TOO = (torch.float32, torch.bfloat16)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from symboliclight.errors import Slow
+from symboliclight.core.errors import Slow
+from symboliclight.core.processor import native_module
 from symboliclight.ops import conv, decay, lif
 from symboliclight.ops import dropout as dropping
 from symboliclight.ops import rope as rotary
 from symboliclight.ops import spike as spiking
-from symboliclight.processor import native_module
 
 _native: Any = None
 _missing = ""

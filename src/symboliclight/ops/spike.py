@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from symboliclight.config import CODES
+from symboliclight.core.config import CODES
 
 LEVELS = 4  # D of integer spikes where nothing else is said
 

@@ -16,10 +16,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve.requests import Answer, Defaults, Request, parse, usage
 from symboliclight.serve.writer import Busy, Event, Text, Writer
-from symboliclight.tokenizer import Tokenizer
 
 LARGEST = 8 << 20  # bytes of a request
 

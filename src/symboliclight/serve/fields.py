@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from symboliclight.errors import InputError
-from symboliclight.sampling import Sampling
+from symboliclight.core.errors import InputError
+from symboliclight.generate.sampling import Sampling
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
 HEARD = frozenset(SAMPLING) | {"max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options",

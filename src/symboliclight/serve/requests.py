@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from symboliclight.errors import InputError
-from symboliclight.sampling import Completion, Row, Sampling
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.turns import reply, turn
+from symboliclight.generate.sampling import Completion, Row, Sampling
 from symboliclight.serve.fields import MESSAGE, check_off, heard
-from symboliclight.tokenizer import Tokenizer
-from symboliclight.turns import reply, turn
 
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
 ROLES = ("system", "developer", "user", "assistant")

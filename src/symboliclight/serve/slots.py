@@ -7,7 +7,7 @@ import numpy as np
 
 from symboliclight.engine import Engine, State
 from symboliclight.engine.lines import lined
-from symboliclight.sampling import next_logits
+from symboliclight.generate.sampling import next_logits
 
 
 class Slots:

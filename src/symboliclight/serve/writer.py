@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from symboliclight.errors import InputError
-from symboliclight.sampling import Finish, Row, next_logits, padded_state
+from symboliclight.core.errors import InputError
+from symboliclight.generate.sampling import Finish, Row, next_logits, padded_state
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.slots import slots_of
 

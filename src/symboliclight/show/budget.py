@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from symboliclight.atomic import write_atomic
-from symboliclight.config import RunConfig
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.config import RunConfig
+from symboliclight.core.errors import InputError
+from symboliclight.core.processor import training_precision
 from symboliclight.data.batches import Batches
 from symboliclight.data.shards import Shards
-from symboliclight.errors import InputError
-from symboliclight.evaluate import evaluate
+from symboliclight.measure.evaluate import evaluate
 from symboliclight.model import build
-from symboliclight.optim import optimizer
-from symboliclight.processor import training_precision
+from symboliclight.train.optim import optimizer
 from symboliclight.train.runtime import keep_freed_memory
 from symboliclight.train.step import step
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine
-from symboliclight.evaluate import Languages, Tally, figures
-from symboliclight.likelihood import nats
-from symboliclight.quality import windows_of
-from symboliclight.sampling import Sampling, generate
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.generate.sampling import Sampling, generate
+from symboliclight.measure.evaluate import Languages, Tally, figures
+from symboliclight.measure.likelihood import nats
+from symboliclight.measure.quality import windows_of
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 

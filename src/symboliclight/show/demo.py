@@ -9,22 +9,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from symboliclight import lock, plots
-from symboliclight.atomic import write_atomic
-from symboliclight.budget import FEWEST, Budget, agreed, schedule
-from symboliclight.config import DataConfig, RunConfig, TrainConfig, preset
+from symboliclight.core import lock
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.config import DataConfig, RunConfig, TrainConfig, preset
+from symboliclight.core.errors import InputError
+from symboliclight.core.provenance import commit, machine, write_result
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.tokenizer import train as train_tokenizer
 from symboliclight.data.corpus import Corpus, CorpusOptions, build_corpus, demo_sources
 from symboliclight.data.sample import balanced_sample
 from symboliclight.data.shards import Shards, build_shards
-from symboliclight.errors import InputError
-from symboliclight.evaluate import evaluate
+from symboliclight.generate.sampling import Sampling, generate
+from symboliclight.measure.evaluate import evaluate
+from symboliclight.measure.raster import raster, raster_svg
 from symboliclight.model import load
-from symboliclight.provenance import commit, machine, write_result
-from symboliclight.report import write_report
-from symboliclight.sampling import Sampling, generate
-from symboliclight.sparsity import raster, raster_svg
-from symboliclight.tokenizer import Tokenizer
-from symboliclight.tokenizer import train as train_tokenizer
+from symboliclight.show import plots
+from symboliclight.show.budget import FEWEST, Budget, agreed, schedule
+from symboliclight.show.report import write_report
 from symboliclight.train import train
 
 PAIR = {"SymbolicLight tiny": "tiny", "GPT-2 tiny": "gpt2-tiny"}  # label -> preset

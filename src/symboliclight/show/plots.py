@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
+from symboliclight.measure.raster import SITES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito
 _CJK = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
-SITES = {"encoder": (COLOURS[0], "encoder"), "ffn": (COLOURS[1], "FFN hidden units"),
-         "blocks": (COLOURS[2], "block output"),
-         "mixer": (COLOURS[3], "mixer output")}  # kind of spike site -> colour, label
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.errors import InputError
-from symboliclight.plots import SITES, drawable, render, style
-from symboliclight.sparsity import Raster, raster_svg
+from symboliclight.core.errors import InputError
+from symboliclight.measure.raster import SITES, Raster, raster_svg
+from symboliclight.show.plots import drawable, render, style
 
 Rasters = Mapping[str, Raster]  # text -> its spikes
 

@@ -7,7 +7,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
+from symboliclight.core.atomic import write_atomic
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #0072b2; }

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from symboliclight.plots import COLOURS, SITES, render, style
+from symboliclight.measure.raster import SITES
+from symboliclight.show.plots import COLOURS, render, style
 from symboliclight.study.silence import deepest, kind_mean, sparsity_points, traffic
 from symboliclight.study.stats import paired, pooled, spread
 from symboliclight.study.tables import Evidence, loss, million, others, seeds_of

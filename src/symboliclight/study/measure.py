@@ -13,11 +13,11 @@ import torch
 
 from symboliclight.data.batches import eval_windows
 from symboliclight.data.shards import Shards
-from symboliclight.evaluate import evaluate
+from symboliclight.measure.evaluate import evaluate
+from symboliclight.measure.operations import OperationMeter
 from symboliclight.model import build, load
 from symboliclight.model.sites import spike_sites
 from symboliclight.model.step import inference, token_nll
-from symboliclight.operations import OperationMeter
 from symboliclight.study.plan import Run
 from symboliclight.train.log import METRICS
 from symboliclight.train.step import autocast

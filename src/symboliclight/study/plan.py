@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from symboliclight.config import DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict, preset, to_dict
-from symboliclight.errors import InputError
-from symboliclight.optim import total_steps
+from symboliclight.core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, from_dict, preset, to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.train.optim import total_steps
 
 if sys.version_info >= (3, 11):
     import tomllib

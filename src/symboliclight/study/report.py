@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import write_atomic
-from symboliclight.errors import InputError
-from symboliclight.report import STYLE
+from symboliclight.core.atomic import write_atomic
+from symboliclight.core.errors import InputError
+from symboliclight.show.report import STYLE
 from symboliclight.study import search, silence, tables, writing
 from symboliclight.study.figures import figures
 from symboliclight.study.plan import Study

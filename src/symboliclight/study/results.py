@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from symboliclight.atomic import remedy, write_atomic
-from symboliclight.config import RunConfig, from_dict
-from symboliclight.errors import InputError
+from symboliclight.core.atomic import remedy, write_atomic
+from symboliclight.core.config import RunConfig, from_dict
+from symboliclight.core.errors import InputError
 from symboliclight.study.plan import Run, identity, without_place
 
 FORMAT = 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-from symboliclight.energy.parts import spike_fed_share
+from symboliclight.measure.energy.parts import spike_fed_share
 from symboliclight.study.plan import Run, changes, identity
 from symboliclight.study.silence import traffic
 from symboliclight.study.stats import spread

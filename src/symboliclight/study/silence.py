@@ -7,10 +7,10 @@ after and before training are paired by seed: the same weights, initialised and 
 from collections.abc import Callable
 from typing import Any
 
-from symboliclight.config import RunConfig, from_dict
-from symboliclight.energy.account import from_report, moved, op_only, with_memory
-from symboliclight.energy.constants import ARITHMETIC, MEMORY
-from symboliclight.operations import by_kind
+from symboliclight.core.config import RunConfig, from_dict
+from symboliclight.measure.energy.account import from_report, moved, op_only, with_memory
+from symboliclight.measure.energy.constants import ARITHMETIC, MEMORY
+from symboliclight.measure.operations import by_kind
 from symboliclight.study.stats import against_zero, spread
 from symboliclight.study.tables import Body, Evidence, Table, interval, loss, mean_sd, million, probability
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.shards import Shards
-from symboliclight.evaluate import LANGUAGES, Languages
-from symboliclight.sampling import Sampling, generate
+from symboliclight.generate.sampling import Sampling, generate
+from symboliclight.measure.evaluate import LANGUAGES, Languages
 from symboliclight.study.measure import rounded
-from symboliclight.tokenizer import Tokenizer
 
 SPLIT = "test"  # of the prompts
 PROMPTS = 16  # a language

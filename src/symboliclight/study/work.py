@@ -18,22 +18,22 @@ from typing import Any, Literal
 
 import torch
 
-from symboliclight import lock
-from symboliclight.checkpoint import LAST, OPTIMIZER, locate
-from symboliclight.config import load_json
+from symboliclight.core import lock
+from symboliclight.core.checkpoint import LAST, OPTIMIZER, locate
+from symboliclight.core.config import load_json
+from symboliclight.core.errors import Diverged, InputError
+from symboliclight.core.provenance import commit, machine
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.tokenizer import train as train_tokenizer
 from symboliclight.data.corpus import Corpus, build_corpus
 from symboliclight.data.readers import find_files
 from symboliclight.data.sample import balanced_sample
 from symboliclight.data.shards import Shards, build_shards
-from symboliclight.errors import Diverged, InputError
 from symboliclight.model import load
-from symboliclight.provenance import commit, machine
 from symboliclight.study.measure import curves, measure
 from symboliclight.study.plan import Run, Study, describe
 from symboliclight.study.results import Results
 from symboliclight.study.texts import write_texts
-from symboliclight.tokenizer import Tokenizer
-from symboliclight.tokenizer import train as train_tokenizer
 from symboliclight.train import train
 from symboliclight.train.folder import RUN
 

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from symboliclight import checkpoint
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
 from symboliclight.data import Shards
-from symboliclight.errors import InputError
 
 
 def begin_with(model: nn.Module, directory: str, shards: Shards) -> None:

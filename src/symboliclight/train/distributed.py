@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 BUCKET = 25 << 20  # bytes of tensors that are summed in one message
 

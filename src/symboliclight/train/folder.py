@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from symboliclight import lock, provenance
-from symboliclight.atomic import remedy, write_atomic
-from symboliclight.checkpoint import LAST
-from symboliclight.config import RunConfig, load_json, load_run, to_dict
-from symboliclight.distributed import Group
-from symboliclight.errors import InputError
+from symboliclight.core import lock, provenance
+from symboliclight.core.atomic import remedy, write_atomic
+from symboliclight.core.checkpoint import LAST
+from symboliclight.core.config import RunConfig, load_json, load_run, to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.train.distributed import Group
 
 RUN, BEST = "run.json", "best"
 _OURS = (f"{RUN}.part", lock.NAME)  # may be there before a run begins

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import TrainConfig
+from symboliclight.core.config import TrainConfig
 from symboliclight.model.sites import watch_sites
 from symboliclight.train.step import Batch, StepResult, autocast, losses
 

@@ -7,8 +7,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from symboliclight.atomic import remedy
-from symboliclight.errors import InputError
+from symboliclight.core.atomic import remedy
+from symboliclight.core.errors import InputError
 from symboliclight.train.folder import truncate_metrics
 
 METRICS = "metrics.jsonl"

@@ -19,22 +19,22 @@ import numpy as np
 import torch
 from rich.progress import Progress as Bar
 
-from symboliclight import checkpoint
-from symboliclight.config import RunConfig, to_dict
+from symboliclight.core import checkpoint
+from symboliclight.core.config import RunConfig, to_dict
+from symboliclight.core.errors import Diverged, InputError
+from symboliclight.core.lock import Lock
+from symboliclight.core.processor import Precision
 from symboliclight.data import Batches, Shards
-from symboliclight.distributed import Group, joined
-from symboliclight.errors import Diverged, InputError
-from symboliclight.lock import Lock
 from symboliclight.model import build
 from symboliclight.model.sites import record_rates
 from symboliclight.ops.events import DTYPES, break_evens, set_break_evens
-from symboliclight.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
-from symboliclight.processor import Precision
 from symboliclight.train import folder
 from symboliclight.train.begin import begin_with
+from symboliclight.train.distributed import Group, joined
 from symboliclight.train.folder import Progress
 from symboliclight.train.graph import GraphedStep, graphs
 from symboliclight.train.log import Log, progress_bar
+from symboliclight.train.optim import learning_rate, load_state_tensors, optimizer, state_tensors, total_steps
 from symboliclight.train.precision import agreed_precision
 from symboliclight.train.runtime import (
     choose_device,

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import TrainConfig
-from symboliclight.errors import InputError
+from symboliclight.core.config import TrainConfig
+from symboliclight.core.errors import InputError
 
 _UNDECAYED = ("prior_", "log_prior", "decay_", "conv_", "attn_gate", "leak", "threshold")  # in a parameter's path
 _BLOCKS = ("blocks.", "transformer.h.")  # where the hidden matrices of both families are

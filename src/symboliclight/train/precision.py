@@ -6,10 +6,10 @@ from typing import cast
 
 import torch
 
-from symboliclight.config import RunConfig
-from symboliclight.distributed import Group
-from symboliclight.errors import InputError, Slow
-from symboliclight.processor import Precision, bfloat16_speed, multiplies_bfloat16, training_precision
+from symboliclight.core.config import RunConfig
+from symboliclight.core.errors import InputError, Slow
+from symboliclight.core.processor import Precision, bfloat16_speed, multiplies_bfloat16, training_precision
+from symboliclight.train.distributed import Group
 from symboliclight.train.folder import stored_precision
 
 

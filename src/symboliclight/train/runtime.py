@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from symboliclight.config import RunConfig, TrainConfig
-from symboliclight.distributed import ALONE, Group
+from symboliclight.core.config import RunConfig, TrainConfig
+from symboliclight.core.processor import training_precision
 from symboliclight.model.sites import differentiable_rates, set_surrogate_alpha
 from symboliclight.ops import linear_cross_entropy
-from symboliclight.processor import training_precision
+from symboliclight.train.distributed import ALONE, Group
 
 Batch = tuple[np.ndarray, np.ndarray]  # tokens and targets, each (B, T) int64; a target below 0 is ignored
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from symboliclight.config import RunConfig
+from symboliclight.core.config import RunConfig
+from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data import Shards, eval_windows
 from symboliclight.model.step import token_nll
-from symboliclight.tokenizer import Tokenizer
 from symboliclight.train.step import autocast
 
 SPLIT = "validation"

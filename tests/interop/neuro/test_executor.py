@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import symboliclight
-from symboliclight.config import ModelConfig
+from symboliclight.core.config import ModelConfig
 from symboliclight.interop.nir import build, files
 from symboliclight.interop.nir.compare import differences, torch_run, widened
 from symboliclight.interop.nir.executor import Executor, clamp_share
-from symboliclight.operations import OperationMeter
+from symboliclight.measure.operations import OperationMeter
 
 SMALL = ModelConfig(vocab_size=61, d_model=32, n_layers=2, n_heads=4, head_dim=8, d_ff=48, max_seq_len=64, window=6,
                     n_anchors=2, dropout=0.0)

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import symboliclight
-from symboliclight import InputError, checkpoint, cli
+from symboliclight import InputError
+from symboliclight.commands import cli
+from symboliclight.core import checkpoint
 from symboliclight.interop.nir import build, dialects, files
 from symboliclight.interop.nir.executor import Executor, Graph, Work
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from symboliclight import checkpoint, cli
+from symboliclight.commands import cli
+from symboliclight.core import checkpoint
 from symboliclight.interop.nir import dialects, files, readers
 
 PARTS = ("encoder", "blocks.0.ffn", "blocks.1.spike")

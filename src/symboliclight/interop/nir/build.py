@@ -14,8 +14,8 @@ from itertools import pairwise
 import nir
 import numpy as np
 
-from symboliclight.config import ModelConfig, to_dict
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig, to_dict
+from symboliclight.core.errors import InputError
 from symboliclight.interop.nir.files import STEP_SECONDS, Export, Host, Part, Site, below
 from symboliclight.interop.nir.limits import refuse
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import nir
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.interop.nir.files import STEP_SECONDS, Export, Part, below, threshold_of
 
 

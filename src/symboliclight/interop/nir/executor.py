@@ -21,7 +21,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.interop.nir.files import Export, Host, Part, order, read, threshold_of
 from symboliclight.interop.nir.hosts import host
 

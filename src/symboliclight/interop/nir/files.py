@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from symboliclight import checkpoint
-from symboliclight.errors import InputError
-from symboliclight.parts import parts_of
+from symboliclight.core import checkpoint
+from symboliclight.core.errors import InputError
+from symboliclight.core.parts import parts_of
 
 try:
     import h5py

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.interop.nir.files import Host
 
 Values = dict[str, Any]

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from symboliclight.config import ModelConfig
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
 
 _SEARCH = ("residual", "spike_fed", "stream_threshold", "decay", "conv", "tie_embeddings", "encoder_code",
            "stream_code", "ffn_code", "ffn_threshold", "ffn_zscore")

@@ -17,7 +17,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 from symboliclight.interop.nir.dialects import DIALECTS, rewrite
 from symboliclight.interop.nir.executor import Executor, Graph, Work
 from symboliclight.interop.nir.files import Export, Part, threshold_of, write

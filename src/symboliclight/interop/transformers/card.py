@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from symboliclight.config import ModelConfig, to_dict
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
+from symboliclight.core.config import ModelConfig, to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
 
 _TEXT = """---
 library_name: transformers

@@ -6,9 +6,9 @@ A template pastes contents into a text, where those of special pieces would beco
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from symboliclight.errors import InputError
-from symboliclight.tokenizer import Tokenizer
-from symboliclight.turns import reply, turn
+from symboliclight.core.errors import InputError
+from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.turns import reply, turn
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
-from symboliclight.config import FORMAT, ModelConfig, from_dict, to_dict
-from symboliclight.errors import InputError
+from symboliclight.core.config import FORMAT, ModelConfig, from_dict, to_dict
+from symboliclight.core.errors import InputError
 from symboliclight.interop.transformers.bundle import source_code
 
 CODE = "modeling_symboliclight"  # the module in a saved folder that defines everything again, without the package

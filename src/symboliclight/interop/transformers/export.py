@@ -4,10 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-from symboliclight import checkpoint
-from symboliclight.atomic import remedy
-from symboliclight.config import to_dict
-from symboliclight.errors import InputError
+from symboliclight.core import checkpoint
+from symboliclight.core.atomic import remedy
+from symboliclight.core.config import to_dict
+from symboliclight.core.errors import InputError
 from symboliclight.interop.transformers.card import model_card, read_evaluation
 from symboliclight.interop.transformers.configuration import SymbolicLightConfig
 from symboliclight.interop.transformers.modeling import SymbolicLightForCausalLM

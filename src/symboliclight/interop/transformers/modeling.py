@@ -8,6 +8,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from symboliclight.core.processor import warn_if_emulated
 from symboliclight.interop.transformers.cache import SymbolicLightCache
 from symboliclight.interop.transformers.configuration import SymbolicLightConfig
 from symboliclight.interop.transformers.output import OutputLayer
@@ -26,7 +27,6 @@ from symboliclight.model.head import Head
 from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.mixer import Mixer
 from symboliclight.model.state import State
-from symboliclight.processor import warn_if_emulated
 
 LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")  # of forward, for the loss
 

@@ -17,10 +17,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
+from symboliclight.core.pieces import Kind, proto_fields
+from symboliclight.core.tokenizer import FILE_NAME, Tokenizer
 from symboliclight.interop.transformers.chat import conversation_ids
-from symboliclight.pieces import Kind, proto_fields
-from symboliclight.tokenizer import FILE_NAME, Tokenizer
 
 _PROBE = ("  \t\n\r\n\n if (a==1)\t{ return  'x'; }  2+2=4 1234567 the sun 春天的风，吹过 é e\u0301 😀👍🏽 \u2581 <s> "
           "===== ......")
@@ -67,7 +67,7 @@ class SymbolicLightTokenizer(PreTrainedTokenizerFast):
                    **others}
         if asked := [name for name, value in refused.items() if value]:
             raise InputError(f"apply_chat_template of SymbolicLight has no {asked[0]}; leave it out, or put the ids of "
-                             "a conversation together with symboliclight.turns")
+                             "a conversation together with symboliclight.core.turns")
         if not (file := getattr(self, "vocab_file", None)):
             raise InputError(f"this tokenizer has lost its {FILE_NAME}; load it from its folder")
         many = bool(conversation) and not isinstance(conversation[0], Mapping)
@@ -166,4 +166,4 @@ def _check(original: Tokenizer, backend: Backend, name: str) -> None:
     for text in (every, _PROBE):
         if original.encode(text) != backend.encode(text, add_special_tokens=False).ids:
             raise InputError(f"the fast tokenizer made from {name} would give other ids than SentencePiece; "
-                             "encode with symboliclight.tokenizer.Tokenizer and pass ids")
+                             "encode with symboliclight.core.tokenizer.Tokenizer and pass ids")

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from symboliclight.config import ModelConfig, to_dict
-from symboliclight.energy.constants import ARITHMETIC, MEMORY, SOURCE, Arithmetic, Memory, local
-from symboliclight.energy.parts import (
+from symboliclight.core.config import ModelConfig, to_dict
+from symboliclight.core.errors import InputError
+from symboliclight.measure.energy.constants import ARITHMETIC, MEMORY, SOURCE, Arithmetic, Memory, local
+from symboliclight.measure.energy.parts import (
     DATAFLOWS,
     Cost,
     Dataflow,
@@ -24,7 +25,6 @@ from symboliclight.energy.parts import (
     traffic,
     visible_keys,
 )
-from symboliclight.errors import InputError
 
 MANY = 16  # sequences of the second column of break-even rates
 CURVE = tuple(i / 20 for i in range(21))  # firing rates of the stored curves

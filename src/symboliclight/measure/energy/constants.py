@@ -8,7 +8,7 @@ to 2.6 nJ.
 
 from dataclasses import dataclass
 
-from symboliclight.errors import InputError
+from symboliclight.core.errors import InputError
 
 SOURCE = "Horowitz, ISSCC 2014, doi:10.1109/ISSCC.2014.6757323, 45 nm at 0.9 V"
 ACCESS_BYTES = 8  # the width that the published memory figures are for

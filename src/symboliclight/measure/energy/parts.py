@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from symboliclight.config import ModelConfig
-from symboliclight.energy.constants import Arithmetic
-from symboliclight.errors import InputError
+from symboliclight.core.config import ModelConfig
+from symboliclight.core.errors import InputError
+from symboliclight.measure.energy.constants import Arithmetic
 
 Kind = Literal["linear", "lookup", "norm", "membrane", "decay", "attention", "elementwise", "convolution"]
 Dataflow = Literal["gather", "scatter"]

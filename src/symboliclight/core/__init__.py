@@ -1,0 +1,1 @@
+"""What every room speaks: configurations, folders on disk, tokenizer, errors, locks, and where a figure comes from."""

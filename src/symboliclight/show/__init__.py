@@ -1,0 +1,1 @@
+"""What people look at: plots, rasters, reports, the card of a model, the demo."""
