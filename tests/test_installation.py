@@ -51,7 +51,7 @@ def uncompiled(tmp_path_factory):
 @pytest.mark.parametrize("how", [["-m", "symboliclight"], ["-c", WITHOUT_TORCH]], ids=["all packages", "without torch"])
 def test_without_a_compiler_it_installs_and_generate_says_what_is_missing(uncompiled, how):
     python, package, _ = uncompiled
-    assert (package / "cli.py").exists() and not list(package.glob("*.so"))
+    assert (package / "commands" / "cli.py").exists() and not list(package.glob("*.so"))
     done = subprocess.run([python, *how, *GENERATE], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert "no native runtime" in done.stderr and "install GCC or Clang and run `pip install .` again" in done.stderr

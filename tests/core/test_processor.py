@@ -77,7 +77,7 @@ def test_bfloat16_that_is_emulated_is_obeyed_with_one_warning_that_names_the_fac
 
 def probed(cap):
     """What the probe found and what auto chooses, in a process where oneDNN is held there."""
-    code = ("from symboliclight import processor;"
+    code = ("from symboliclight.core import processor;"
             "print(processor.bfloat16_speed(), processor.training_precision('auto'))")
     env = {**os.environ, **({"ONEDNN_MAX_CPU_ISA": cap} if cap else {})}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

@@ -4,9 +4,12 @@ import argparse
 import importlib
 import importlib.util
 import json
+import re
+import textwrap
 from pathlib import Path
 
 from symboliclight.commands.fields import parse
+from symboliclight.commands.output import terminal_width
 from symboliclight.core.errors import InputError
 from symboliclight.core.processor import training_precision
 
@@ -65,20 +68,38 @@ def run(args: argparse.Namespace) -> None:
         if args.json:
             print(json.dumps(result, indent=1))
         else:
-            _table(name, result["rows"])
+            print_rows(name, result["rows"])
             print(f"written to {path}")
 
 
-def _table(name: str, rows: list[dict]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+# What varies within a heading: precisions, ours and the peer's, and how much is silent.
+_VARIES = re.compile(r",? *\b(?<!against )(certified-bfloat16|certified|float32|bfloat16|bf16|int8|int4|F32|BF16|F16"
+                     r"|Q8_0|Q4_0|\d+% silent)(?![\w-])(?! in transformers)")
 
-    table = Table(title=f"bench {name}: check passed")
-    for column in ("what", "unit", "value", "against", "ratio", "target"):
-        table.add_column(column, justify="left" if column in ("what", "unit") else "right")
-    for r in rows:
-        missed = r["target"] is not None and r["ratio"] < r["target"]
-        target = "" if r["target"] is None else f"{r['target']:g}"
-        table.add_row(r["name"], r["unit"], f"{r['value']:g}", f"{r['against']:g}",
-                      f"[red]{r['ratio']:.2f}[/]" if missed else f"{r['ratio']:.2f}", target)
-    Console().print(table)
+
+def grouped(rows: list[dict]) -> dict[tuple[str, str], list[tuple[str, dict]]]:
+    """(heading, unit) -> (short label, row), in the order in which headings come first."""
+    groups: dict[tuple[str, str], list[tuple[str, dict]]] = {}
+    for row in rows:
+        label = " ".join(dict.fromkeys(_VARIES.findall(row["name"])))
+        heading = re.sub(" +", " ", _VARIES.sub("", row["name"])).strip(" ,")
+        groups.setdefault((heading, row["unit"]), []).append((label, row))
+    return groups
+
+
+def print_rows(name: str, rows: list[dict]) -> None:
+    """Rows under headings, so that 60 columns hold them."""
+    width = int(min(terminal_width(), 100))
+    print(textwrap.fill(f"bench {name}: check passed. What was measured, against what, their ratio, and the one asked "
+                        "for", width))
+    figures = [f"{r[side]:.4g}" for r in rows for side in ("value", "against")]
+    labels = max((len(label) for found in grouped(rows).values() for label, _ in found), default=0)
+    number = max(map(len, figures), default=0)
+    apart = "\n    " if labels + 2 * number + 36 > width else "  "
+    for (heading, unit), found in grouped(rows).items():
+        print("\n" + textwrap.fill(f"{heading}, {unit}", width))
+        for label, r in found:
+            missed = r["target"] is not None and r["ratio"] < r["target"]
+            asked = "" if r["target"] is None else f"  asked {r['target']:.3g}{', missed' * missed}"
+            measured = f"{r['value']:>{number}.4g} to {r['against']:<{number}.4g}"
+            print(f"  {label:{labels}}{apart}{measured}  {r['ratio']:.3g}{asked}")
