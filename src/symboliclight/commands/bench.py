@@ -90,8 +90,8 @@ def grouped(rows: list[dict]) -> dict[tuple[str, str], list[tuple[str, dict]]]:
 def print_rows(name: str, rows: list[dict]) -> None:
     """Rows under headings, so that 60 columns hold them."""
     width = int(min(terminal_width(), 100))
-    print(textwrap.fill(f"bench {name}: check passed. What was measured, against what, their ratio, and the one asked "
-                        "for", width))
+    print(textwrap.fill(f"bench {name}: check passed. What was measured, against what, their ratio, and what was asked "
+                        "of it", width))
     figures = [f"{r[side]:.4g}" for r in rows for side in ("value", "against")]
     labels = max((len(label) for found in grouped(rows).values() for label, _ in found), default=0)
     number = max(map(len, figures), default=0)
@@ -100,6 +100,6 @@ def print_rows(name: str, rows: list[dict]) -> None:
         print("\n" + textwrap.fill(f"{heading}, {unit}", width))
         for label, r in found:
             missed = r["target"] is not None and r["ratio"] < r["target"]
-            asked = "" if r["target"] is None else f"  asked {r['target']:.3g}{', missed' * missed}"
+            asked = "" if r["target"] is None else f"  >= {r['target']:.3g}{', missed' * missed}"
             measured = f"{r['value']:>{number}.4g} to {r['against']:<{number}.4g}"
             print(f"  {label:{labels}}{apart}{measured}  {r['ratio']:.3g}{asked}")
