@@ -234,6 +234,19 @@ void dropout(nb::handle x, uint32_t seed, uint32_t limit, float scale, nb::handl
     });
 }
 
+void blend_backward(nb::handle grad, nb::handle a, nb::handle b, nb::handle grad_a, nb::handle grad_b, float share,
+                    nb::handle sums, int threads) {
+    by_dtype(a, [&](auto element) {
+        using E = decltype(element);
+        int64_t n = sizes(a).of[0];
+        auto *grad_ = data<E>(grad, {n}, "grad"), *a_ = data<E>(a, {n}, "a"), *b_ = data<E>(b, {n}, "b"),
+             *grad_a_ = data<E>(grad_a, {n}, "grad_a"), *grad_b_ = data<E>(grad_b, {n}, "grad_b");
+        auto* sums_ = data<float>(sums, {(n + (1 << 14) - 1) >> 14}, "sums");
+        nb::gil_scoped_release free;
+        kernels(element).blend_backward(n, grad_, a_, b_, grad_a_, grad_b_, share, sums_, threads);
+    });
+}
+
 void rope(nb::handle x, nb::handle cosine, nb::handle sine, float sign, nb::handle y, int threads) {
     by_dtype(x, [&](auto element) {
         using E = decltype(element);
@@ -303,6 +316,7 @@ NB_MODULE(_native, m) {
     m.def("event_product", &event_product);
     m.def("count_active", &count_active);
     m.def("dropout", &dropout);
+    m.def("blend_backward", &blend_backward);
     m.def("rope", &rope);
     m.def("softmax_loss", &softmax_loss);
 }

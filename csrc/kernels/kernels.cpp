@@ -12,7 +12,8 @@ constexpr Kernels<T> table() {
     return {lif_forward<T>,   lif_backward<T>,   decay_forward<T>,  decay_backward<T>,
             spike_forward<T>, spike_backward<T>, window_forward<T>, window_backward<T>,
             event_product<T>, count_active<T>,   dropout<T>,        rope<T>,
-            softmax_loss<T>,  conv_forward<T>,  conv_backward<T>};
+            softmax_loss<T>,  conv_forward<T>,  conv_backward<T>,
+            blend_backward<T>};
 }
 }  // namespace SYMBOLICLIGHT_ISA
 

@@ -1,5 +1,5 @@
-// Passes over memory that torch makes several times: dropout, rotary embedding, and softmax with its gradient in place.
-// The equations are those of ops/dropout.py, ops/rope.py and ops/loss.py.
+// Passes over memory that torch makes several times: dropout, rotary embedding, the gradients of a blend, and softmax
+// with its gradient in place. The equations are those of ops/dropout.py, ops/rope.py, ops/blend.py and ops/loss.py.
 #pragma once
 
 #include <cmath>
@@ -17,18 +17,37 @@ inline vuint mix(vuint x) {
     return x ^ (x >> 16);
 }
 
+constexpr int64_t PIECE = 1 << 14;  // elements that a thread takes at a time
+
 // y_i = x_i · scale where mix(mix(i) + seed) >= limit, else 0.
 template <class T>
 void dropout(int64_t n, uint32_t seed, uint32_t limit, float scale, const T* x, T* y, int threads) {
-    constexpr int64_t piece = 1 << 14;
     const vfloat factor = splat(scale), zero{};
-    parallel_for((n + piece - 1) / piece, threads, [&](int64_t item) {
-        int64_t first = item * piece, count = n - first < piece ? n - first : piece;
+    parallel_for((n + PIECE - 1) / PIECE, threads, [&](int64_t item) {
+        int64_t first = item * PIECE, count = n - first < PIECE ? n - first : PIECE;
         lanes(count, [&](int64_t i, auto m) {
             vuint at = (vuint)lane_numbers() + uint32_t(first + i);
             auto kept = mix(mix(at) + seed) >= limit;
             store(y + first + i, kept ? load(x + first + i, m) * factor : zero, m);
         });
+    });
+}
+
+// Gradients of (1 - share) a + share b; sums has the part of share's that each PIECE has.
+template <class T>
+void blend_backward(int64_t n, const T* grad, const T* a, const T* b, T* grad_a, T* grad_b, float share, float* sums,
+                    int threads) {
+    const vfloat to_b = splat(share), to_a = splat(1 - share);
+    parallel_for((n + PIECE - 1) / PIECE, threads, [&](int64_t item) {
+        int64_t first = item * PIECE, count = n - first < PIECE ? n - first : PIECE;
+        vfloat total{};
+        lanes(count, [&](int64_t i, auto m) {
+            vfloat g = load(grad + first + i, m);
+            total = fma(g, load(b + first + i, m) - load(a + first + i, m), total);
+            store(grad_a + first + i, g * to_a, m);
+            store(grad_b + first + i, g * to_b, m);
+        });
+        sums[item] = sum(total);
     });
 }
 

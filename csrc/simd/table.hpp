@@ -76,6 +76,9 @@ struct Kernels {
     void (*conv_forward)(Shape, int64_t taps, const T* x, const T* w, const T* tail, T* y, int threads);
     void (*conv_backward)(Shape, int64_t taps, const T* grad_y, const T* x, const T* w, const T* tail, T* grad_x,
                           float* grad_w, T* grad_tail, int threads);
+    // grad, a, b (n,); sums (ceil(n / 2^14),).
+    void (*blend_backward)(int64_t n, const T* grad, const T* a, const T* b, T* grad_a, T* grad_b, float share,
+                           float* sums, int threads);
 };
 
 struct Isa {

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symboliclight.ops import (
+    blend,
     causal_conv,
     causal_conv_loop,
     decay_scan,
@@ -75,6 +76,7 @@ WINDOWS = [  # B, T, R, H, K, A, position, window
 CASES = {
     "lif": (lif_scan, lif_inputs(2, 63, 301, torch.float32), (2.0, 3.0, "bptt")),
     "decay": (decay_scan, decay_inputs(3, 63, 5, 29, torch.float32), ()),
+    "blend": (blend, [normal(3, 63, 7, 29), normal(3, 63, 7, 29, seed=1), torch.tensor([0.4])], ()),
     "conv": (causal_conv, conv_inputs(3, 63, 145, 3, torch.float32), ()),
     "spike": (lambda v: spike(v, torch.tensor(0.3)), [normal(3, 5000, 17)], ()),
     "window": (window_attention, window_inputs(2, 63, 5, 3, 20, 4, 5, torch.float32), (17,)),
@@ -273,8 +275,8 @@ def test_a_missing_build_warns_once_and_runs_the_torch_forms():
 
 
 def test_the_form_in_use_is_named_with_its_reason():
-    assert {"lif_scan", "lif_scan_backward", "decay_scan", "causal_conv", "spike", "window_attention",
-            "event_linear"} <= set(forms())
+    assert {"lif_scan", "lif_scan_backward", "decay_scan", "causal_conv", "blend_backward", "spike",
+            "window_attention", "event_linear"} <= set(forms())
     form, reason = forms()["lif_scan"]
     assert form == f"native {_native.isa()}" and "portable" in reason
     with torch_forms():

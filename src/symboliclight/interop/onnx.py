@@ -26,6 +26,7 @@ from symboliclight.model.lm import SymbolicLight
 from symboliclight.model.sites import spike_sites
 from symboliclight.model.state import State
 from symboliclight.ops import torch_forms
+from symboliclight.ops.blend import blend_forward, blend_torch
 from symboliclight.ops.conv import conv_forward, conv_forward_torch
 from symboliclight.ops.decay import decay_forward, decay_scan_loop
 from symboliclight.ops.lif import lif_forward
@@ -110,7 +111,8 @@ def _decompositions() -> Any:
     """How the graph spells our ops, and what onnxruntime lacks, in pure functions."""
     table: Any = torch.export.default_decompositions()
     for op, form in ((lif_forward, _lif), (decay_forward, decay_scan_loop), (rope_forward, rope_torch),
-                     (conv_forward, conv_forward_torch), (spike_forward, spike_forward_torch)):
+                     (conv_forward, conv_forward_torch), (blend_forward, blend_torch),
+                     (spike_forward, spike_forward_torch)):
         table[op._opoverload] = form
     table[torch.ops.aten.where.self] = _where
     return table

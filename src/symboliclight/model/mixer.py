@@ -9,6 +9,7 @@ from symboliclight.core.config import ModelConfig
 from symboliclight.model.encoder import EventLinear, apply, branch_end, reader, stream_norm, watched
 from symboliclight.model.state import LayerState
 from symboliclight.ops import (
+    blend,
     causal_conv,
     decay_scan,
     dropout,
@@ -94,7 +95,7 @@ class Mixer(nn.Module):
     def join(self, c: Tensor, decay: Tensor | None, attention: Tensor | None) -> Tensor:
         """Mix, project, add to the residual stream c (B, T, D) and, unless it grows, normalise."""
         if decay is not None and attention is not None:
-            o = torch.lerp(decay, attention, self.attn_gate.sigmoid().to(decay.dtype))
+            o = blend(decay, attention, self.attn_gate.sigmoid())
         else:
             o = decay if attention is None else attention  # type: ignore[assignment]
         c = c + self.out(dropout(o.reshape(c.shape), self.config.dropout, self.training))

@@ -5,6 +5,7 @@ Every op is one module: `<op>_loop` is the specification, `<op>` the form that r
 K head_dim, F d_ff, V vocabulary, W window, A anchors. Spikes are 0/1 in the dtype of their input.
 """
 
+from symboliclight.ops.blend import blend
 from symboliclight.ops.conv import causal_conv, causal_conv_loop
 from symboliclight.ops.cuda import cuda_forms
 from symboliclight.ops.decay import decay_scan, decay_scan_loop
@@ -21,8 +22,8 @@ from symboliclight.ops.spike import spike, surrogate, topk_mask
 from symboliclight.ops.window import window_attention, window_attention_loop
 
 __all__ = [
-    "causal_conv", "causal_conv_loop", "cuda_forms", "decay_scan", "decay_scan_loop", "dropout", "event_linear",
-    "event_linear_loop", "forms", "gated_scan", "gated_scan_loop", "lif_scan", "lif_scan_loop", "linear_cross_entropy",
-    "linear_cross_entropy_loop", "linears", "pairs", "rope", "spike", "spiking_pair", "spiking_pair_loop", "surrogate",
-    "topk_mask", "torch_forms", "window_attention", "window_attention_loop",
+    "blend", "causal_conv", "causal_conv_loop", "cuda_forms", "decay_scan", "decay_scan_loop", "dropout",
+    "event_linear", "event_linear_loop", "forms", "gated_scan", "gated_scan_loop", "lif_scan", "lif_scan_loop",
+    "linear_cross_entropy", "linear_cross_entropy_loop", "linears", "pairs", "rope", "spike", "spiking_pair",
+    "spiking_pair_loop", "surrogate", "topk_mask", "torch_forms", "window_attention", "window_attention_loop",
 ]

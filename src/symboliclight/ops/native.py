@@ -20,6 +20,8 @@ from symboliclight.ops import conv, decay, lif
 from symboliclight.ops import dropout as dropping
 from symboliclight.ops import rope as rotary
 from symboliclight.ops import spike as spiking
+from symboliclight.ops.blend import blend_backward as blended
+from symboliclight.ops.blend import blend_backward_torch
 
 _native: Any = None
 _missing = ""
@@ -34,6 +36,7 @@ else:
     _native.set_dtypes(torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
 DTYPES = (torch.float32, torch.bfloat16)
+_PIECE = 1 << 14  # elements whose sum blend_backward gives (csrc/kernels/pointwise.hpp)
 _forced_torch = False
 _registered = ["window_attention", "event_linear"]
 
@@ -157,6 +160,15 @@ def decay_backward(
     _native.decay_backward(*_contiguous(grad_h, grad_last, u, h, _rates(rate, h0), h0), grad_u, grad_rate, grad_h0,
                            torch.get_num_threads())
     return grad_u, grad_rate.sum((0, 2)), grad_h0
+
+
+@_on_cpu(blended, blend_backward_torch)
+def blend_backward(grad: Tensor, a: Tensor, b: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_a, grad_b = _new(a), _new(b)
+    sums = torch.empty(-(-a.numel() // _PIECE))
+    flat = (x.view(-1) for x in (*_contiguous(grad, a, b), grad_a, grad_b))
+    _native.blend_backward(*flat, float(share), sums, torch.get_num_threads())
+    return grad_a, grad_b, sums.sum().to(share.dtype).view(share.shape)
 
 
 @_on_cpu(conv.conv_forward, conv.conv_forward_torch)

@@ -18,8 +18,8 @@ from symboliclight.core.version import __version__
 
 PUBLIC = {"SymbolicLightConfig", "SymbolicLightForCausalLM"}
 MODULES = (  # definitions before their use
-    "core.errors", "core.config", "core.processor", "ops.spike", "ops.lif", "ops.decay", "ops.gated", "ops.conv",
-    "ops.rope", "ops.window", "ops.dropout", "ops.linears",
+    "core.errors", "core.config", "core.processor", "ops.spike", "ops.lif", "ops.decay", "ops.gated", "ops.blend",
+    "ops.conv", "ops.rope", "ops.window", "ops.dropout", "ops.linears",
     "model.state", "model.encoder", "model.mixer", "model.ffn", "model.head", "model.lm",
     "interop.transformers.configuration", "interop.transformers.cache", "interop.transformers.output",
     "interop.transformers.places", "interop.transformers.modeling",
