@@ -48,7 +48,7 @@ test-avx2: $(VENV)/all
 	$(AVX2) $(BIN)/symboliclight demo --minutes 1 --out build/demo-avx2
 
 # The short form: training steps, the demo on a budget of four steps, golden cases of model and runtime.
-SHORT := tests/test_golden.py tests/test_train.py tests/test_train_precision.py tests/test_recipes.py tests/engine/test_exact.py
+SHORT := tests/test_golden.py tests/train/test_train.py tests/train/test_train_precision.py tests/show/test_demo.py tests/engine/test_exact.py
 test-avx2-short: $(VENV)/all
 	$(AVX2) $(PYTEST) $(SHORT)
 

@@ -16,7 +16,7 @@ from symboliclight.commands import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(ROOT.glob("README*.md"))
-PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 # Tests of their own run these pages from top to bottom.
 WHOLE = {"from-llama-cpp.md", "from-snntorch.md", "from-transformers.md"}
 
@@ -97,7 +97,7 @@ def run_commands(page: Path, but: str = "") -> None:
 
 @pytest.mark.needs("torch")
 def test_coming_from_nanogpt(tmp_path, monkeypatch, capsys):
-    page = ROOT / "docs" / "from-nanogpt.md"
+    page = ROOT / "docs" / "how-to" / "from-nanogpt.md"
     (config,) = map(json.loads, blocks(page, "json"))
     assert config["train"]["tokens"] == 2000 * 12 * 64  # as the page's table counts
     config["train"] |= {"tokens": 8 * 12 * 64, "warmup_steps": 2}
@@ -113,7 +113,7 @@ def test_coming_from_nanogpt(tmp_path, monkeypatch, capsys):
 def test_coming_from_snntorch(small_checkpoint, small_shards, tmp_path, monkeypatch, capsys):
     for package in ("neurobench", "spikingjelly"):
         pytest.importorskip(package)
-    page = ROOT / "docs" / "from-snntorch.md"
+    page = ROOT / "docs" / "how-to" / "from-snntorch.md"
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mini").symlink_to(small_checkpoint)
     (tmp_path / "shards").symlink_to(small_shards.path)
@@ -129,7 +129,7 @@ def test_coming_from_snntorch(small_checkpoint, small_shards, tmp_path, monkeypa
 
 @pytest.mark.needs("torch")
 def test_coming_from_llama_cpp(small_checkpoint, tmp_path, monkeypatch, capsys):
-    page = ROOT / "docs" / "from-llama-cpp.md"
+    page = ROOT / "docs" / "how-to" / "from-llama-cpp.md"
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mini").symlink_to(small_checkpoint)
     (tmp_path / "prompt.txt").write_text("the old city", encoding="utf-8")

@@ -3,7 +3,7 @@
 A table stands between `<!-- results/NAME.json -->` and `<!-- end -->` and is never written by hand. A word after the
 name chooses one of several tables: `parts` or `runs` of a benchmark, or one of `energy.tables`,
 `interop.hardware_tables`, `interop.nir.tables` or `card.TABLES`, or one that the report of a study holds, or a section
-of `docs/results.toml`, which lists claims and where in which result file their figures stand.
+of `docs/results/claims.toml`, which lists claims and where in which result file their figures stand.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def claims(file: Path, section: str) -> tuple[tuple[str, ...], list[tuple[str, .
     for claim in tomllib.loads(file.read_text(encoding="utf-8"))[section]:
         result = json.loads((ROOT / claim["result"]).read_text(encoding="utf-8"))
         ours = claim["show"].format(*(follow(result, path) for path in claim["find"]))
-        rows.append((claim["what"], ours, claim["published"], f"[{Path(claim['result']).name}](../{claim['result']})"))
+        rows.append((claim["what"], ours, claim["published"], f"[{Path(claim['result']).name}](../../{claim['result']})"))
     return ("what", "ours", "published", "measured in"), rows
 
 
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page differs from results/")
     check = parser.parse_args().check
     stale = []
-    for page in [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
         text = page.read_text(encoding="utf-8")
         if filled(text) != text:
             stale.append(page.name)

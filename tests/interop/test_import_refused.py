@@ -163,7 +163,7 @@ def test_the_published_size_is_that_of_the_released_entries():
 
 
 def test_the_page_and_the_help_say_how_to_fetch_the_files(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "import.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "import.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
         main(["import", "--help"])
     shown = " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ from symboliclight.commands import cli
 from symboliclight.core import checkpoint
 
 pytest.importorskip("transformers")
-PAGE = Path(__file__).parents[2] / "docs" / "from-transformers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "from-transformers.md"
 
 
 def run(capsys, *args, code=0):

@@ -70,7 +70,7 @@ class ModelConfig:
     learn_prior_weight: bool = False
     aux_layers: tuple[int, ...] = ()  # blocks (from 0) whose stream also feeds the shared head in training
     exit_entropy: float | None = None  # nats; early exit at inference, off by default (published: 0.3)
-    # switches of the V1+ search (docs/v1-plus.md)
+    # switches of the V1+ search (docs/results/v1-plus.md)
     residual: Literal["post", "pre"] = "post"  # pre: the stream grows, what is read of it is normalised
     spike_fed: bool = False  # q, k, v and the up-projection read spikes
     stream_threshold: float | None = None  # of all spikes of the stream; None means v_threshold
@@ -212,7 +212,7 @@ PRESETS: dict[str, ModelConfig] = {
     "mini": _MINI,
     "tiny": _TINY,
     "micro": _MICRO,
-    # what the search chose (docs/v1-plus.md), at two sizes: with dense-fed matrices, and with spikes before nearly all
+    # what the search chose (docs/results/v1-plus.md), at two sizes: with dense-fed matrices, and with spikes before nearly all
     "v1-plus": _plus(_MINI),
     "v1-plus-194m": _plus(_V1_194M),
     "v1-fed": _fed(_MINI),

@@ -217,7 +217,7 @@ def evaluate_tasks(
         raise
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"cannot load the data of {', '.join(tasks)}: {' '.join(str(error).split())}; a task file "
-                         "with --include-path can name local files, see docs/lm-eval.md") from error
+                         "with --include-path can name local files, see docs/how-to/lm-eval.md") from error
     inner = {name for names in loaded["group_map"].values() for name in names}
     chosen = [task for name, task in {**loaded["groups"], **loaded["tasks"]}.items() if name not in inner]
     found = simple_evaluate(model, tasks=chosen, limit=limit, num_fewshot=num_fewshot, log_samples=False,

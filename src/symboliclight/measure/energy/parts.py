@@ -2,7 +2,7 @@
 
 `layout` names the parts as `operations.OperationMeter` does. `operations` says what the meter would count at given
 firing rates, so that a model needs no weights; `tests/test_energy.py` holds both to each other. `traffic` adds the
-values that a token moves; see docs/neuromorphic.md for the assumptions.
+values that a token moves; see docs/how-to/neuromorphic.md for the assumptions.
 
 Legend: B sequences that share one reading of the weights, D d_model, V vocab_size, H heads, M inputs, N outputs.
 """
