@@ -42,20 +42,24 @@ def test_tables_agree_with_results():
 
 
 @pytest.mark.needs("torch")
-def test_a_table_of_runs_marks_what_missed(tmp_path):
+def test_a_table_of_processors_marks_what_missed(tmp_path):
     spec = importlib.util.spec_from_file_location("fill_docs", ROOT / "tools" / "fill_docs.py")
     fill_docs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill_docs)
-    (tmp_path / "speed").mkdir()
-    for file, commit, ratio in (("speed/2", "F16", 1.5), ("speed", "BF16", 2.5), ("speed/1", "F32", 2.0)):
-        rows = [{"name": f"fast against gpt2-201m {commit}", "ratio": ratio, "target": 2},
+    wide = ["avx2", "avx512f", "avx512_vnni"]
+    machines = {".": {"processor": "Intel Xeon", "instructions": [*wide, "amx_int8"]},
+                "zen4": {"processor": "AMD EPYC 9B14", "instructions": wide},
+                "avx2": {"processor": "Intel Xeon", "instructions": wide, "caps": {"SYMBOLICLIGHT_MAX_ISA": "avx2"}}}
+    for folder, ratio, asked in ((".", 2.5, 2), ("zen4", 1.5, 2), ("avx2", 1.8, 1.5)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rows = [{"name": f"fast against gpt2-201m {folder}", "ratio": ratio, "target": asked},
                 {"name": "memory", "ratio": 1, "target": None}]
-        if file == "speed":
+        if folder == ".":
             rows.append({"name": "new", "ratio": 3.0, "target": 2})
-        (tmp_path / f"{file}.json").write_text(json.dumps({"commit": commit, "rows": rows}))
-    head, rows = fill_docs.runs(tmp_path / "speed.json")
-    assert head == ("what", "asked", "F32", "F16", "BF16")
-    assert rows == [("fast against gpt2-201m BF16", "2", "2.00", "**1.50**", "2.50"), ("new", "2", "", "", "3.00")]
+        (tmp_path / folder / "speed.json").write_text(json.dumps({"machine": machines[folder], "rows": rows}))
+    head, rows = fill_docs.processors(tmp_path / "speed.json")
+    assert head == ("what", "asked", "Xeon, AMX", "EPYC, AVX-512 VNNI", "Xeon, AVX2 alone")
+    assert rows == [("fast", "2", "2.50", "**1.50**", "1.80 (asked: 1.5)"), ("new", "2", "3.00", "", "")]
 
 
 def test_both_readmes_show_the_same():

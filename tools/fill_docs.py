@@ -27,6 +27,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (".", "vnni", "zen4", "avx2")  # one a kind of processor
 BLOCK = re.compile(r"(<!-- ((?:results|docs)/[\w./-]+\.(?:json|toml))(?: ([\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -51,8 +52,8 @@ def table(path: str, view: str | None) -> str:
         head, rows = nir_tables.TABLES[view](result)
     elif view == "times":
         head, rows = times(ROOT / path)
-    elif view == "runs":
-        head, rows = runs(ROOT / path)
+    elif view == "processors":
+        head, rows = processors(ROOT / path)
     elif view == "parts":
         head = ("model", "part", "seconds a step", "bound by", "floor, s", "times the floor")
         rows = [(model, p["part"], f"{p['seconds']:.3f}", p["bound"] if p["floor_s"] else "", f"{p['floor_s']:.3f}",
@@ -67,17 +68,33 @@ def table(path: str, view: str | None) -> str:
     return markdown(head, rows)
 
 
-def runs(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The ratios of one benchmark that have a target, in its earlier runs (NAME/*.json, in order) and in the last one;
-    bold where one misses it, empty where a run has no such row. Which build of a rival was the fastest may differ."""
-    found = [json.loads(f.read_text(encoding="utf-8")) for f in (*sorted(file.with_suffix("").glob("*.json")), file)]
-    ratios = [{ours(r["name"]): r["ratio"] for r in run["rows"] if r["target"] is not None} for run in found]
-    rows = []
-    for name, asked in ((r["name"], r["target"]) for r in found[-1]["rows"] if r["target"] is not None):
-        of_runs = [run.get(ours(name)) for run in ratios]
-        cells = ["" if x is None else f"{x:.2f}" if x >= asked else f"**{x:.2f}**" for x in of_runs]
-        rows.append((name, f"{asked:g}", *cells))
-    return ("what", "asked", *(run["commit"][:7] for run in found)), rows
+def processors(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The ratios of one benchmark that were asked for, on each kind of processor that has a result of it: bold where
+    one was missed, with what was asked there where that is not what the first column asks."""
+    files = [path for folder in FOLDERS if (path := file.parent / folder / file.name).exists()]
+    found = {kind(result["machine"]): result for result in (json.loads(p.read_text(encoding="utf-8")) for p in files)}
+    rows = {name: {ours(r["name"]): r for r in result["rows"] if r["target"] is not None}
+            for name, result in found.items()}
+    table = []
+    for what in dict.fromkeys(what for of in rows.values() for what in of):
+        asked = next(of[what]["target"] for of in rows.values() if what in of)
+        table.append((what, f"{asked:g}", *(_reached(of.get(what), asked) for of in rows.values())))
+    return ("what", "asked", *found), table
+
+
+def kind(machine: dict[str, Any]) -> str:
+    """What a column calls a processor: maker, and the best instructions for integers that it has or is held to."""
+    maker = "EPYC" if "EPYC" in machine["processor"] else "Xeon"
+    if machine.get("caps", {}).get("SYMBOLICLIGHT_MAX_ISA") == "avx2" or "avx512f" not in machine["instructions"]:
+        return f"{maker}, AVX2 alone"
+    return f"{maker}, {'AMX' if 'amx_int8' in machine['instructions'] else 'AVX-512 VNNI'}"
+
+
+def _reached(row: dict[str, Any] | None, asked: float) -> str:
+    if row is None:
+        return ""
+    ratio = f"{row['ratio']:.2f}" if row["ratio"] >= row["target"] else f"**{row['ratio']:.2f}**"
+    return ratio if row["target"] == asked else f"{ratio} (asked: {row['target']:g})"
 
 
 def times(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -110,7 +127,8 @@ def claims(file: Path, section: str) -> tuple[tuple[str, ...], list[tuple[str, .
     for claim in tomllib.loads(file.read_text(encoding="utf-8"))[section]:
         result = json.loads((ROOT / claim["result"]).read_text(encoding="utf-8"))
         ours = claim["show"].format(*(follow(result, path) for path in claim["find"]))
-        rows.append((claim["what"], ours, claim["published"], f"[{Path(claim['result']).name}](../../{claim['result']})"))
+        link = f"[{Path(claim['result']).name}](../../{claim['result']})"
+        rows.append((claim["what"], ours, claim["published"], link))
     return ("what", "ours", "published", "measured in"), rows
 
 

@@ -1,4 +1,4 @@
-"""The switches of the search (docs/results/v1-plus.md) in the runtime: the torch model again, the same bits by any route."""
+"""The switches of the search (docs/results/v1-plus.md) in the runtime: the torch model again, the same bits any way."""
 
 from dataclasses import replace
 
