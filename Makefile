@@ -15,7 +15,7 @@ help:
 	@echo "make lint   install and run ruff and mypy"
 	@echo "make wheel  build a wheel into dist/ (stable ABI from Python 3.12 on), audit it and use it in an empty environment"
 	@echo "make bench  install and run the benchmarks into results/"
-	@echo "make docs   fill the tables of README.md and docs/ from results/"
+	@echo "make docs   fill the tables of README.md and docs/ from results/, and build the site into site/"
 	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
 	@echo "make fuzz   the same build under damaged model and state files, for ten minutes"
 	@echo "make arm64  compile the native code for arm64 and run the runtime there, under qemu-aarch64"
@@ -79,6 +79,8 @@ arm64: $(VENV)/all
 
 docs: $(VENV)/all
 	$(BIN)/python tools/fill_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist

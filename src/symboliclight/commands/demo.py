@@ -65,7 +65,8 @@ def _show_shipped(console: Console) -> None:
     from symboliclight.generate.sampling import Sampling, generate
 
     model, tokenizer = load_runner(str(SHIPPED))
-    console.print("The model that comes with the package ([bold]symboliclight generate[/], docs/results/shipped.md) writes:")
+    console.print("The model that comes with the package ([bold]symboliclight generate[/]; docs/results/shipped.md) "
+                  "writes:")
     for prompt in ("Once upon a time", "话说天下大势"):
         ids = tokenizer.encode(prompt, bos=True)
         text = generate(model, tokenizer, [ids], SHIPPED_TOKENS, Sampling(temperature=0.7, top_k=50), seed=0)[0].text

@@ -28,46 +28,46 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Shape and switches of one model. Defaults are SymbolicLight V1 (arXiv 2605.21333)."""
 
-    family: Literal["symboliclight", "gpt2"] = "symboliclight"
-    vocab_size: int = 48_000
-    d_model: int = 768
-    n_layers: int = 12
-    n_heads: int = 12
-    head_dim: int = 64
-    d_ff: int = 4096
+    family: Literal["symboliclight", "gpt2"] = "symboliclight"  # the spiking model, or the baseline
+    vocab_size: int = 48_000  # pieces of the tokenizer
+    d_model: int = 768  # width of the residual stream
+    n_layers: int = 12  # blocks
+    n_heads: int = 12  # heads of attention, and of the decay path
+    head_dim: int = 64  # width of a head; even
+    d_ff: int = 4096  # hidden units of an FFN
     max_seq_len: int = 2048  # tokens; a hard limit for gpt2, the trained horizon for symboliclight
     window: int = 256  # tokens a query looks back
     n_anchors: int = 4  # first tokens that stay visible for ever
-    rope_base: float = 10_000.0
-    dropout: float = 0.1
+    rope_base: float = 10_000.0  # of the angles of rotary embedding
+    dropout: float = 0.1  # share of entries dropped in training
     init_std: float = 0.02  # of every weight matrix
     # neurons
-    v_threshold: float = 1.0
+    v_threshold: float = 1.0  # potential at which a neuron fires
     leak: float = 0.95  # membrane kept per token
     v_clamp: float = 3.0  # encoder membrane stays in [-v_clamp, v_clamp]
     surrogate_alpha: float = 2.0  # steepness of the ATan surrogate
-    lif_gradient: Literal["local", "bptt", "bptt_detached"] = "local"
+    lif_gradient: Literal["local", "bptt", "bptt_detached"] = "local"  # of a token alone, of all, reset aside
     learn_neuron: Literal[False, True, "all"] = False  # encoder: leak and threshold by channel; all: every site too
     # what a spike says, by place: ops/spike.py
-    encoder_code: Literal["binary", "graded", "shifted"] = "binary"
-    stream_code: Code = "binary"
-    ffn_code: Code = "binary"
+    encoder_code: Literal["binary", "graded", "shifted"] = "binary"  # of the encoder
+    stream_code: Code = "binary"  # of what blocks hand on
+    ffn_code: Code = "binary"  # of the hidden units
     spike_levels: int = 4  # largest value of an integer spike
     ffn_threshold: float | None = None  # of the hidden units; None means v_threshold
     ffn_zscore: float | None = None  # z: a token's own threshold, mean + z std of its potentials, where it is more
     surrogate_cut: float | None = None  # distance from the threshold beyond which the surrogate is 0
     # switches for science
-    spike_source: Literal["lif", "threshold", "topk", "dense"] = "lif"
+    spike_source: Literal["lif", "threshold", "topk", "dense"] = "lif"  # what the encoder sends; dense: its potential
     encoder_threshold: float | None = None  # encoder only; None means v_threshold
     topk_rate: float = 0.1  # active fraction of spike_source="topk"
     block_spikes: bool = True  # False: blocks hand on their continuous stream (dense twin)
     gate: bool = True  # one-bit token gate
-    paths: Literal["both", "decay", "attention"] = "both"
-    ffn: Literal["spike", "gelu"] = "spike"
+    paths: Literal["both", "decay", "attention"] = "both"  # which memories a mixer has
+    ffn: Literal["spike", "gelu"] = "spike"  # what hidden units do
     norm: Literal["layer", "none"] = "layer"  # of the residual stream; none: a learned shift, no statistics
-    prior: Literal["dynamic", "static", "none"] = "dynamic"
-    prior_weight: float = 0.1
-    learn_prior_weight: bool = False
+    prior: Literal["dynamic", "static", "none"] = "dynamic"  # second path of the head: from the context, fixed, or none
+    prior_weight: float = 0.1  # of the prior in the head
+    learn_prior_weight: bool = False  # whether training moves it
     aux_layers: tuple[int, ...] = ()  # blocks (from 0) whose stream also feeds the shared head in training
     exit_entropy: float | None = None  # nats; early exit at inference, off by default (published: 0.3)
     # switches of the V1+ search (docs/results/v1-plus.md)
@@ -126,14 +126,14 @@ class TrainConfig:
     tokens: int = 3_000_000_000  # training budget
     batch_size: int = 8  # sequences per micro-batch
     accumulate: int = 1  # micro-batches per optimiser step
-    lr: float = 3e-4
-    min_lr: float = 1e-5
-    warmup_steps: int = 2000
-    beta1: float = 0.9
-    beta2: float = 0.95
+    lr: float = 3e-4  # peak learning rate
+    min_lr: float = 1e-5  # rate at the end of the cosine
+    warmup_steps: int = 2000  # steps from 0 to the peak
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.95  # of AdamW
     weight_decay: float = 0.1  # matrices only: not norms, priors, gates, decays
     clip: float = 1.0  # global gradient norm
-    z_loss: float = 1e-4
+    z_loss: float = 1e-4  # weight of the mean squared log of the softmax sum
     aux_weight: float = 0.3  # weight of the mean auxiliary cross-entropy at model.aux_layers
     rate_weight: float = 0.0  # weight of the mean spike over all sites, the firing rate where they are binary; 0: none
     rate_ramp: int = 0  # steps over which that weight grows from 0
@@ -141,14 +141,14 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of the blocks; AdamW for the rest
     precision: Literal["auto", "bfloat16", "float32"] = "auto"  # of products; auto: bfloat16 where it is multiplied
     break_even: float | None = None  # active share of spikes up to which a CPU gathers; None: as measured at the start
-    seed: int = 42
+    seed: int = 42  # of weights, data order and dropout
     log_every: int = 10  # steps
     eval_every: int = 200  # steps; 0 switches validation off
     eval_tokens: int = 65_536  # validation tokens per domain
     save_every: int = 200  # steps
     keep: int = 3  # step checkpoints kept beside best and last
     divergence: float = 2.0  # nats above the running mean loss that trigger a rollback with half the rate
-    max_rollbacks: int = 3
+    max_rollbacks: int = 3  # more than these end the run
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_size", "accumulate", "lr", "clip", "log_every", "save_every", "keep",
@@ -212,7 +212,7 @@ PRESETS: dict[str, ModelConfig] = {
     "mini": _MINI,
     "tiny": _TINY,
     "micro": _MICRO,
-    # what the search chose (docs/results/v1-plus.md), at two sizes: with dense-fed matrices, and with spikes before nearly all
+    # what the search chose (docs/results/v1-plus.md), two sizes: with dense-fed matrices, and spikes before most
     "v1-plus": _plus(_MINI),
     "v1-plus-194m": _plus(_V1_194M),
     "v1-fed": _fed(_MINI),

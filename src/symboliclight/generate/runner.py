@@ -12,7 +12,7 @@ from symboliclight.core.tokenizer import FILE_NAME as TOKENIZER
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.pack import Precision
 
-SHIPPED = Path(symboliclight.__file__).parent / "shipped"  # the model that comes with the package (docs/results/shipped.md)
+SHIPPED = Path(symboliclight.__file__).parent / "shipped"  # the model of the package: docs/results/shipped.md
 
 
 def load_model(directory: str, device: str = "cpu") -> tuple[Any, Tokenizer]:

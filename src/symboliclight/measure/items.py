@@ -35,8 +35,8 @@ def json_lines(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def text_of(row: dict[str, Any], field: str, where: str) -> str:
     """A field that must hold text. Raises `InputError` where it is missing, of another kind or empty."""
     if field not in row:
-        raise InputError(f"{where} has no {field}, only {', '.join(row) or 'nothing'}; see docs/results/benchmarks.md for the "
-                         "layouts that are read")
+        raise InputError(f"{where} has no {field}, only {', '.join(row) or 'nothing'}; the layouts "
+                         "that are read: docs/results/benchmarks.md")
     if not isinstance(row[field], str) or not row[field].strip():
         raise InputError(f"{where}: {field} is {'empty' if row[field] == '' else 'not text, or blank'}; "
                          "give it some text, or take the line out")

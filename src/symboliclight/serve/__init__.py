@@ -1,1 +1,1 @@
-"""A model behind HTTP: `create_app(Service(...))` answers as OpenAI's completion API does (docs/reference/serving.md)."""
+"""A model behind HTTP: `create_app(Service(...))` answers as OpenAI's API does (docs/reference/serving.md)."""

@@ -1,4 +1,4 @@
-"""The table of a search: every model at its better rate beside the frame, and what the rule says (docs/results/v1-plus.md).
+"""The table of a search: every model at its better rate beside the frame, and the rule (docs/results/v1-plus.md).
 
 Runs that differ in rate and seed alone are one model. Its better rate is the one with the lower mean loss over its
 seeds; a rate at which a run diverged is out.
