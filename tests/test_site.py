@@ -1,4 +1,4 @@
-"""The site: nothing public is missing from its reference, pages are short, and no page asks another site for anything."""
+"""The site: no public name is missing from its reference, pages are short, and none asks another site for anything."""
 
 import ast
 import importlib.util

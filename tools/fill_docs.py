@@ -129,14 +129,18 @@ def claims(file: Path, section: str) -> tuple[tuple[str, ...], list[tuple[str, .
         ours = claim["show"].format(*(follow(result, path) for path in claim["find"]))
         link = f"[{Path(claim['result']).name}](../../{claim['result']})"
         rows.append((claim["what"], ours, claim["published"], link))
+    if section == "readme":
+        return ("what", "SymbolicLight", "beside"), [row[:3] for row in rows]
     return ("what", "ours", "published", "measured in"), rows
 
 
 def follow(node: Any, path: Sequence[Any]) -> Any:
-    """The value at `path`: keys of objects; the one entry of a list whose name or label it is, with * for any part; in
-    a table of a report the cells that tell a row, as a list, and then its column."""
+    """The value at `path`: keys of objects; the one entry of a list whose name or label it is, with * for any part, or
+    its place; in a table of a report the cells that tell a row, as a list, and then its column."""
     for key in path:
-        if isinstance(node, list):
+        if isinstance(key, int):
+            node = node[key]
+        elif isinstance(node, list):
             (node,) = (entry for entry in node if fnmatchcase(entry.get("name") or entry.get("label"), key))
         elif isinstance(key, list):
             (row,) = (row for row in node["rows"] if row[: len(key)] == key)
