@@ -127,7 +127,7 @@ def first_weights():
             import symboliclight
 
             return symboliclight.build(config).state_dict()
-        from symboliclight.engine.places import checkpoint_shapes
+        from symboliclight.engine.layout import checkpoint_shapes
 
         rng = np.random.default_rng(0)
         return {name: rng.normal(name.endswith("norm.weight"), 0.1, shape).astype(np.float32)

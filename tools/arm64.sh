@@ -29,7 +29,7 @@ printf '%s\n' kernels/bind engine/engine_bind kernels/kernels kernels/parallel |
 # The rest is a program that needs nothing but a kernel.
 printf '%s\n' "portable generic" "dotprod generic+dotprod" "i8mm generic+dotprod+i8mm" |
     xargs -P 2 -L 1 sh -c "$compile-musl -mcpu=\$1 -DSYMBOLICLIGHT_ISA=\$0 -c csrc/engine/engine.cpp -o $build/\$0.o"
-$compile-musl -static $build/portable.o $build/dotprod.o $build/i8mm.o csrc/engine/runtime.cpp csrc/engine/pool.cpp tests/engine/runtime_test.cpp \
+$compile-musl -static $build/portable.o $build/dotprod.o $build/i8mm.o csrc/engine/runtime.cpp csrc/engine/thread_pool.cpp tests/engine/runtime_test.cpp \
     -o $build/runtime_test
 
 PYTHONPATH=tests "$python" tests/engine/cases.py $build/cases

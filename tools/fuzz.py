@@ -22,8 +22,8 @@ with atheris.instrument_imports(include=["symboliclight"]):
     from symboliclight.core import checkpoint
     from symboliclight.core.config import ModelConfig, save_json
     from symboliclight.core.errors import InputError
+    from symboliclight.engine.layout import checkpoint_shapes
     from symboliclight.engine.pack import PRECISIONS
-    from symboliclight.engine.places import checkpoint_shapes
     from symboliclight.engine.weights import exported_tensors
 
 CONFIG = ModelConfig(vocab_size=37, d_model=16, n_layers=2, n_heads=2, head_dim=8, d_ff=24, max_seq_len=32, window=3,

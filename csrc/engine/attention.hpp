@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "engine/short.hpp"
+#include "engine/attention_int8.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
@@ -21,10 +21,10 @@ struct Attention : Short {
     }
 
     // What a block of queries sees.
-    struct Sight {
+    struct Visible {
         Run* run;
-        float* score;  // (Q, room)
-        int64_t room, runs, count;  // of keys
+        float* score;  // (Q, capacity)
+        int64_t capacity, runs, count;  // of keys
         Coming coming;
 
         // Adds the open ones of a run.
@@ -41,9 +41,9 @@ struct Attention : Short {
     };
 
     // What rows n .. n + Q - 1 of head h see.
-    Sight sight_of(int64_t layer, int64_t n, int64_t h, int64_t Q) const {
-        const int64_t b = n / T, room = sight(m), row = m.K * sizeof(float);
-        Sight s{w.runs, w.score, room, 0, 0, next_ring(layer, b, h, m.W * row, row, filled(b) * row)};
+    Visible sight_of(int64_t layer, int64_t n, int64_t h, int64_t Q) const {
+        const int64_t b = n / T, capacity = visible(m), row = m.K * sizeof(float);
+        Visible s{w.runs, w.score, capacity, 0, 0, next_ring(layer, b, h, m.W * row, row, filled(b) * row)};
         const int64_t first_here = b * T * m.D + h * m.K;
         const Keys here{w.k + first_here, w.v + first_here, w.gate + b * T};
         look(n, Q, [&](Place place, int64_t first, int64_t end, int32_t from, int32_t to) {
@@ -56,7 +56,7 @@ struct Attention : Short {
 
     // score = q . key, keys by fours; every sum has one order, whatever its neighbours.
     template <int Q>
-    void scores(const float* q, const Sight& s) const {
+    void scores(const float* q, const Visible& s) const {
         float* score = s.score;
         auto some = [&](const float* first, int64_t step, auto keys) {
             constexpr int C = decltype(keys)::value;
@@ -70,7 +70,7 @@ struct Attention : Short {
                 }
             });
             for (int r = 0; r < Q; ++r) {
-                float* to = score + r * s.room;
+                float* to = score + r * s.capacity;
                 if constexpr (C == 4) sum4(found[r][0], found[r][1], found[r][2], found[r][3], to);
                 else *to = sum(found[r][0]);
             }
@@ -87,8 +87,8 @@ struct Attention : Short {
     }
 
     // Turns the scores of query r into shares before division; returns their sum, added in order: zeros change nothing.
-    float softmax(const Sight& s, int32_t r) const {
-        float *const score = s.score + r * s.room, *at = score, whole = 0;
+    float softmax(const Visible& s, int32_t r) const {
+        float *const score = s.score + r * s.capacity, *at = score, whole = 0;
         const vfloat scale = splat(1 / sqrtf(float(m.K))), never = splat(-HUGE_VALF);
         vfloat most = never;
         for (const Run* run = s.run; run < s.run + s.runs; at += run++->count)
@@ -111,7 +111,7 @@ struct Attention : Short {
 
     // out (Q rows) = sum of the values by their shares, G vectors of every one at a time from `at` on; returns what is left.
     template <int Q, int G>
-    int64_t sums(int64_t at, const Sight& s, float* out) const {
+    int64_t sums(int64_t at, const Visible& s, float* out) const {
         for (; at + G * W <= m.K; at += G * W) {
             vfloat sum[Q][G] = {};
             over_values(s, [&](const float* row, int64_t j) {
@@ -119,7 +119,7 @@ struct Attention : Short {
                 vfloat value[G];
                 for (int g = 0; g < G; ++g) value[g] = load(row + at + g * W, Full{});
                 for (int r = 0; r < Q; ++r)
-                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(s.score[r * s.room + j]), value[g], sum[r][g]);
+                    for (int g = 0; g < G; ++g) sum[r][g] = fma(splat(s.score[r * s.capacity + j]), value[g], sum[r][g]);
             });
             for (int r = 0; r < Q; ++r)
                 for (int g = 0; g < G; ++g) store(out + r * m.D + at + g * W, sum[r][g], Full{});
@@ -129,7 +129,7 @@ struct Attention : Short {
 
     // f(value, its number) for all that is seen.
     template <class F>
-    static void over_values(const Sight& s, F f) {
+    static void over_values(const Visible& s, F f) {
         int64_t j = 0;
         for (const Run* run = s.run; run < s.run + s.runs; ++run)
             for (int64_t i = 0; i < run->count; ++i) f(run->value + i * run->step, j++);
@@ -138,7 +138,7 @@ struct Attention : Short {
     // Attention of rows n .. n + Q - 1, head h, over what look() says. A row's result does not depend on Q.
     template <int Q>
     void attend(int64_t layer, int64_t n, int64_t h, float* out) const {
-        const Sight s = sight_of(layer, n, h, Q);
+        const Visible s = sight_of(layer, n, h, Q);
         scores<Q>(w.q + n * m.D + h * m.K, s);
         float whole[Q];
         for (int r = 0; r < Q; ++r) whole[r] = softmax(s, r);
@@ -146,7 +146,7 @@ struct Attention : Short {
         for (; done < m.K; ++done)
             for (int r = 0; r < Q; ++r) {
                 float sum = 0;
-                over_values(s, [&](const float* row, int64_t j) { sum += s.score[r * s.room + j] * row[done]; });
+                over_values(s, [&](const float* row, int64_t j) { sum += s.score[r * s.capacity + j] * row[done]; });
                 out[r * m.D + done] = sum;
             }
         for (int r = 0; r < Q; ++r)
@@ -224,7 +224,7 @@ struct Attention : Short {
             rotate(w.q + n * m.D + column, w.turn + n * K);
             rotate(w.k + n * m.D + column, w.turn + n * K);
         }
-        if (m.attention) m.short_keys ? attend_all_short(layer, b, h) : attend_all(layer, b, h);
+        if (m.attention) m.int8_keys ? attend_all_short(layer, b, h) : attend_all(layer, b, h);
         for (int64_t n = first; m.decay && n < first + T; ++n)
             fade(m.layers[layer], n, h, state.h + (b * m.L + layer) * m.D + column, w.u + n * m.D + column, w.o + n * m.D + column);
     }
@@ -257,11 +257,11 @@ struct Attention : Short {
     void pass_over(int64_t layer, int64_t b) const {
         keep_gates(layer, b, false);
         if (!m.taps) return;
-        const int64_t room = (m.taps - 1) * m.D, gone = (T < m.taps - 1 ? T : m.taps - 1) * m.D;
+        const int64_t capacity = (m.taps - 1) * m.D, gone = (T < m.taps - 1 ? T : m.taps - 1) * m.D;
         for (int64_t which = 0; which < written(m); ++which) {
             float* past = tail_of(layer, b, which);
-            std::memmove(past, past + gone, (room - gone) * sizeof(float));
-            std::memset(past + room - gone, 0, gone * sizeof(float));
+            std::memmove(past, past + gone, (capacity - gone) * sizeof(float));
+            std::memset(past + capacity - gone, 0, gone * sizeof(float));
         }
     }
 };

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "engine/pool.hpp"
-#include "simd/table.hpp"
+#include "engine/thread_pool.hpp"
+#include "simd/dispatch.hpp"
 
 namespace symboliclight {
 
@@ -83,7 +83,7 @@ struct Model {
     int64_t taps;                 // of the convolutions; 0: there are none
     Source source;
     int64_t topk;
-    bool gate, block_spikes, ffn_spikes, decay, attention, short_keys;
+    bool gate, block_spikes, ffn_spikes, decay, attention, int8_keys;
     SpikeCode encoder_code, stream_code, ffn_code;
     float levels;               // largest value of an integer spike
     bool norm, pre, spike_fed;  // LayerNorms in the stream; off the stream; q, k, v and up read spikes
@@ -102,15 +102,15 @@ struct Model {
 
 constexpr int64_t QUERIES = 4;  // of neighbouring tokens, that attend together
 
-static inline int64_t sight(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
+static inline int64_t visible(const Model& m) { return m.W + QUERIES + m.A; }  // keys that they see at most
 
-// Keys and values of a head under int8 and int4 (Model::short_keys), in blocks of 16 neighbouring tokens: `wide` bytes of x + 128
+// Keys and values of a head under int8 and int4 (Model::int8_keys), in blocks of 16 neighbouring tokens: `wide` bytes of x + 128
 // a token, keys as (wide / 4, 16 tokens, 4) and values as (4, wide, 4 tokens), then 16 floats, what the tokens count in.
 static inline int64_t wide(const Model& m) { return up(m.K, LANES); }
 static inline int64_t block_bytes(const Model& m) { return LANES * (wide(m) + int64_t(sizeof(float))); }
 static inline int64_t blocks(int64_t tokens) { return up(tokens, LANES) / LANES; }
-static inline int64_t block_sight(const Model& m) { return sight(m) / LANES + 11; }  // blocks that queries see at most: five pieces
-constexpr int64_t SHORT_SIGHT = 60000;  // so many short keys can be summed in 32 bits
+static inline int64_t visible_blocks(const Model& m) { return visible(m) / LANES + 11; }  // blocks that queries see at most: five pieces
+constexpr int64_t MAX_VISIBLE_INT8 = 60000;  // so many short keys can be summed in 32 bits
 
 // Convolutions of a layer: of u, then of keys and values.
 static inline int64_t written(const Model& m) { return m.decay + 2 * m.attention; }
@@ -175,13 +175,13 @@ struct Scratch {
     Operand spikes, stream; // inputs of the products of a phase
     // Of this thread.
     float* sum;                  // (D,)
-    float* score;                // (QUERIES, sight), of short keys by blocks
-    Run* runs;                   // (sight,)
-    KeyBlock* blocks;            // (block_sight,)
+    float* score;                // (QUERIES, visible), of short keys by blocks
+    Run* runs;                   // (visible,)
+    KeyBlock* blocks;            // (visible_blocks,)
     uint8_t *short_k, *short_v;  // (blocks(T)) blocks: keys and values of this call, of one head
     uint8_t* short_rows;         // (T, 2, wide) the same token by token
     float* units;                // (T, 2)
-    int8_t *halves, *shares;     // (QUERIES, 2, wide) and (QUERIES, 2, 16 block_sight)
+    int8_t *halves, *shares;     // (QUERIES, 2, wide) and (QUERIES, 2, 16 visible_blocks)
 };
 
 // What calls did, for honest byte counts.

@@ -1,7 +1,7 @@
 // Dense-fed matrices whose outputs lie side by side in blocks of 16 (engine.hpp), times rows, in vectors.
 #pragma once
 
-#include "engine/fetch.hpp"
+#include "engine/prefetch.hpp"
 #include "engine/gather.hpp"
 #include "engine/rows.hpp"
 
@@ -122,7 +122,7 @@ struct Blocks {
     void floats(const Matrix& m, int64_t block, const Operand& x, int64_t n, int64_t N) {
         const uint8_t* w = block_of(m, block, padded(m.ins) * LANES * 2);
         const float* in = x.x + n * m.ins;
-        Fetch ahead(w, padded(m.ins) * LANES * 2, n, C, N, 1, m.next);
+        Prefetch ahead(w, padded(m.ins) * LANES * 2, n, C, N, 1, m.next);
         vfloat even[C][PIECES] = {}, odd[C][PIECES] = {};
         int64_t i = 0;
         for (; i + 1 < m.ins; i += 2, w += 64) {
@@ -147,7 +147,7 @@ struct Blocks {
         const int64_t size = padded(m.ins) * LANES;
         const uint8_t* w = block_of(m, block, size);
         const int8_t* q = x.q + n * x.width;
-        Fetch ahead(w, K * size, n, C, N, K);
+        Prefetch ahead(w, K * size, n, C, N, K);
         vint dots[C][K * PIECES] = {};
         for (int64_t i = 0; i < padded(m.ins); i += 4, w += 64) {
             ahead.step();
@@ -169,7 +169,7 @@ struct Blocks {
         const uint8_t* w = block_of(m, block, groups * GROUP * LANES / 2);
         const bf16* scale = (const bf16*)m.scale + block * groups * LANES;
         const vint low_half = splat_int(0x0f0f0f0f);
-        Fetch ahead(w, groups * GROUP * LANES / 2, n, C, N);
+        Prefetch ahead(w, groups * GROUP * LANES / 2, n, C, N);
         for (int64_t g = 0; g < groups; ++g, scale += LANES) {
             vint dots[C][PIECES];
             for (int c = 0; c < C; ++c)

@@ -65,9 +65,9 @@ inline void multiply_float(const Matrix& m, const Operand& x, int64_t N, float* 
 // Fetches while K blocks of together `size` bytes are multiplied with rows n .. n + rows - 1: a little ahead where these are all rows,
 // else what comes after these blocks.
 template <int K>
-Fetch fetch_tiles(const Matrix& m, const uint8_t* w, int64_t size, int64_t n, int64_t rows, int64_t N) {
-    if (N > TILE_ROWS) return Fetch(w, size, n, rows, N, K * TILE_BYTES / 64, m.next);
-    return Fetch(m.next ? (const uint8_t*)m.next : w + FETCH_TILES, TILE_BYTES);
+Prefetch fetch_tiles(const Matrix& m, const uint8_t* w, int64_t size, int64_t n, int64_t rows, int64_t N) {
+    if (N > TILE_ROWS) return Prefetch(w, size, n, rows, N, K * TILE_BYTES / 64, m.next);
+    return Prefetch(m.next ? (const uint8_t*)m.next : w + FETCH_TILES, TILE_BYTES);
 }
 
 // Up to 16 rows of x.q, from row n on, times K blocks that follow each other. A few rows wait for memory, which is fastest in one
@@ -100,7 +100,7 @@ void tile_halves(const Matrix& m, int64_t first, const Operand& x, int64_t n, in
     const int64_t size = padded(m.ins) * LANES * 2, steps = size / TILE_BYTES;
     const uint8_t* w = block_of(m, first, size);
     const bf16* parts = x.parts + n * 3 * x.width;
-    const Fetch ahead = fetch_tiles<1>(m, w, size, n, rows, N);
+    const Prefetch ahead = fetch_tiles<1>(m, w, size, n, rows, N);
     alignas(64) float sums[3 * 256];
     if (few) tile_rows(w, (const char*)parts, 2 * x.width, steps, ahead, sums);
     else tile_parts(w, parts, x.width, steps, ahead, sums);

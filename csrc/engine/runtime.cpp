@@ -67,8 +67,8 @@ Runtime::Runtime(const std::map<std::string, int64_t>& sizes, const std::map<std
     m_.v_clamp = value("v_clamp"), m_.exit_entropy = value("exit_entropy"), m_.prior_weight = value("prior_weight");
     m_.source = Source(int(value("source"))), m_.prior = Prior(int(value("prior")));
     m_.gate = flag("gate"), m_.block_spikes = flag("block_spikes"), m_.ffn_spikes = flag("ffn_spikes");
-    m_.decay = flag("decay"), m_.attention = flag("attention"), m_.short_keys = flag("short_keys");
-    if (m_.short_keys && sight(m_) > SHORT_SIGHT) throw std::invalid_argument("the window is too wide for 8-bit keys");
+    m_.decay = flag("decay"), m_.attention = flag("attention"), m_.int8_keys = flag("int8_keys");
+    if (m_.int8_keys && visible(m_) > MAX_VISIBLE_INT8) throw std::invalid_argument("the window is too wide for 8-bit keys");
     m_.norm = flag("norm"), m_.pre = flag("pre"), m_.spike_fed = flag("spike_fed");
     auto code = [&](const char* name) {
         if (!(value(name) >= 0 && value(name) <= float(SpikeCode::squared))) throw std::invalid_argument("no such code of a spike");
@@ -138,7 +138,7 @@ void Runtime::vector(const std::string& site, int64_t layer, Span<const float> d
 }
 
 void* Runtime::keys(Span<uint8_t> array, int64_t heads, int64_t tokens, const char* name) const {
-    const int64_t head = m_.short_keys ? blocks(tokens) * block_bytes(m_) : tokens * m_.K * int64_t(sizeof(float));
+    const int64_t head = m_.int8_keys ? blocks(tokens) * block_bytes(m_) : tokens * m_.K * int64_t(sizeof(float));
     return of_size(array, heads * head, name);
 }
 

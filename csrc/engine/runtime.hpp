@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/engine.hpp"
-#include "engine/room.hpp"
+#include "engine/workspace.hpp"
 
 namespace symboliclight {
 
@@ -82,7 +82,7 @@ class Runtime {
     const EngineIsa* isa_ = supported_engines().back();
     Pool pool_;
     std::mutex mutex_;
-    Room room_;
+    Workspace room_;
 };
 
 }  // namespace symboliclight

@@ -56,7 +56,7 @@ inline Estimate estimate(const Sketch& sketch, const Operand& x, int64_t n, int6
     const Matrix& rough = sketch.rough;
     const uint8_t* w = (const uint8_t*)rough.data + block * padded(rough.ins) * LANES;
     const int8_t *high = x.q + n * x.width, *low = x.low + n * x.width;
-    Fetch ahead(w, padded(rough.ins) * LANES, 0, 1, 1);
+    Prefetch ahead(w, padded(rough.ins) * LANES, 0, 1, 1);
     vint a[PIECES] = {}, b[PIECES] = {};
     for (int64_t i = 0; i < padded(rough.ins); i += 4, w += 64) {
         ahead.step();

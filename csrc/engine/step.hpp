@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "engine/prepare.hpp"
+#include "engine/activations.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "engine/engine.hpp"
-#include "engine/fetch.hpp"
+#include "engine/prefetch.hpp"
 #include "simd/simd.hpp"
 
 namespace symboliclight {
@@ -36,7 +36,7 @@ class Tiles {
 // sums (2, 16 rows, 16 outputs) of rows x, `width` bytes apart, and a block: of signed int8 those of even and of odd steps, so that
 // one product need not wait for the other; of bfloat16 all in the first, in order.
 template <class T>
-inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t steps, Fetch ahead, T* sums) {
+inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t steps, Prefetch ahead, T* sums) {
     constexpr bool bytes = std::is_integral_v<T>;
     tile_barrier();
     _tile_zero(0);
@@ -55,7 +55,7 @@ inline void tile_rows(const uint8_t* w, const char* x, int64_t width, int64_t st
 
 // sums (4 blocks, 2, 16 rows, 16 outputs), of the 2 the first, of rows x of signed int8, `width` bytes apart, and 4 blocks, `size`
 // bytes each.
-inline void tile_blocks(const uint8_t* w, int64_t size, const int8_t* x, int64_t width, int64_t steps, Fetch ahead, int32_t* sums) {
+inline void tile_blocks(const uint8_t* w, int64_t size, const int8_t* x, int64_t width, int64_t steps, Prefetch ahead, int32_t* sums) {
     tile_barrier();
     _tile_zero(0);
     _tile_zero(1);
@@ -80,7 +80,7 @@ inline void tile_blocks(const uint8_t* w, int64_t size, const int8_t* x, int64_t
 }
 
 // sums (3, 16 rows, 16 outputs) of rows in three bfloat16 parts (row stride 3 `width`) and a block.
-inline void tile_parts(const uint8_t* w, const bf16* parts, int64_t width, int64_t steps, Fetch ahead, float* sums) {
+inline void tile_parts(const uint8_t* w, const bf16* parts, int64_t width, int64_t steps, Prefetch ahead, float* sums) {
     const int64_t stride = 3 * width * sizeof(bf16);
     tile_barrier();
     _tile_zero(0);

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <limits>
 
-#include "simd/cells.hpp"
+#include "simd/matmul.hpp"
 #include "kernels/parallel.hpp"
 #include "kernels/scratch.hpp"
 

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "simd/table.hpp"
+#include "simd/dispatch.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -16,7 +16,7 @@
 #include <sys/auxv.h>
 #endif
 
-#include "simd/table.hpp"
+#include "simd/dispatch.hpp"
 
 namespace symboliclight {
 

@@ -16,7 +16,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "simd/table.hpp"
+#include "simd/dispatch.hpp"
 
 #if defined(SYMBOLICLIGHT_EMULATE_TILES) && defined(__AMX_TILE__)
 #include "simd/emulate.hpp"

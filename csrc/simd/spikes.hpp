@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "simd/simd.hpp"
-#include "simd/table.hpp"
+#include "simd/dispatch.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {

@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "simd/table.hpp"
+#include "simd/dispatch.hpp"
 
 namespace nb = nanobind;
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_exact import ISAS, engine_of, random_model, tokens_of
 
+from symboliclight.engine.layout import places
 from symboliclight.engine.pack import pack, packed_shapes
-from symboliclight.engine.places import places
 from symboliclight.engine.rounding import LEVELS, from_bfloat16, to_bfloat16, to_levels
 from symboliclight.engine.weights import frequent
 

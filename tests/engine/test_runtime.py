@@ -9,7 +9,8 @@ import pytest
 from cases import write_all
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ["csrc/engine/engine.cpp", "csrc/engine/runtime.cpp", "csrc/engine/pool.cpp", "tests/engine/runtime_test.cpp"]
+SOURCES = ["csrc/engine/engine.cpp", "csrc/engine/runtime.cpp", "csrc/engine/thread_pool.cpp",
+           "tests/engine/runtime_test.cpp"]
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-pthread", "-Icsrc",
          "-DSYMBOLICLIGHT_ISA=portable", "-DSYMBOLICLIGHT_PORTABLE"]
 

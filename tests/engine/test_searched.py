@@ -27,8 +27,8 @@ from symboliclight.core.config import CODES, ModelConfig, save_json
 from symboliclight.core.errors import InputError
 from symboliclight.engine import State
 from symboliclight.engine.files import map_tensors
+from symboliclight.engine.layout import checkpoint_shapes
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS, kind_of
-from symboliclight.engine.places import checkpoint_shapes
 from symboliclight.engine.weights import read
 
 ALL = {"residual": "pre", "spike_fed": True, "stream_threshold": 1.2, "learn_neuron": "all", "decay": "input",

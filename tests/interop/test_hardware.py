@@ -11,8 +11,8 @@ import torch
 from symboliclight.commands import cli
 from symboliclight.core.config import preset
 from symboliclight.core.errors import InputError
-from symboliclight.interop.fit import fit, place, placements, quantise
 from symboliclight.interop.hardware import SOURCES, TARGETS, Limit
+from symboliclight.interop.mapping import fit, place, placements, quantise
 
 KI = 1024
 MINI = preset("mini")  # tcam 192 -> 192, down 1024 -> 192

@@ -26,9 +26,9 @@ from symboliclight.core import checkpoint
 from symboliclight.core.atomic import write_atomic
 from symboliclight.core.config import ModelConfig, from_dict, preset, to_dict
 from symboliclight.core.errors import InputError
+from symboliclight.engine.layout import places
 from symboliclight.engine.model import Engine
 from symboliclight.engine.pack import CERTIFIED, PRECISIONS, Precision, format_of, pack
-from symboliclight.engine.places import places
 from symboliclight.engine.state import key_bytes
 from symboliclight.engine.weights import exported_tensors, from_tensors
 from symboliclight.model import build

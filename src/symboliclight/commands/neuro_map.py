@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> None:
     model, tokenizer = (None, None) if args.model is None else load_weights(args.model)
     config: ModelConfig = preset(args.preset) if model is None else model.config
     try:
-        from symboliclight.interop.fit import fit
+        from symboliclight.interop.mapping import fit
     except ImportError as error:
         raise InputError("neuro map needs PyTorch: pip install 'symboliclight[train]'") from error
     result: dict[str, Any] = {"model": args.preset or label_of(args.model), "claim": CLAIM,
@@ -66,7 +66,7 @@ CLAIM = "By published limits and capacity alone. Nothing here has run on hardwar
 
 def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Perplexity with float32 weights, and with the mapped matrices as each target would store them."""
-    from symboliclight.interop.fit import quantise
+    from symboliclight.interop.mapping import quantise
     from symboliclight.measure.evaluate import evaluate
 
     shards = Shards.open(args.data)

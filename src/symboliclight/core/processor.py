@@ -22,7 +22,7 @@ Precision = Literal["bfloat16", "float32"]
 
 MAX_ISA = "SYMBOLICLIGHT_MAX_ISA"
 _CAPS = (MAX_ISA, "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-# From the plainest to the fastest, those of Arm last, as csrc/isa.hpp.
+# From the plainest to the fastest, those of Arm last, as csrc/simd/isa.hpp.
 ISAS = ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx", "dotprod", "i8mm")
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # abilities that multiply bfloat16: two of x86-64, one of arm64
 EMULATED = 1 / 3  # of the speed of float32, or less: 0.2 was seen with AVX-512 alone, 0.01 to 0.03 with AVX2

@@ -15,13 +15,13 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.processor import native_module
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.engine.files import map_tensors
+from symboliclight.engine.layout import ffn_threshold, stream_threshold
 from symboliclight.engine.pack import Precision
-from symboliclight.engine.places import ffn_threshold, stream_threshold
 from symboliclight.engine.state import State, check, initial_state, key_bytes, key_dtype, shapes
 from symboliclight.engine.weights import Weights, exported, exported_tensors, read, read_checkpoint
 
 ROWS = 256  # tokens that share one reading of the weights
-SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine.hpp
+SOURCES, PRIORS = ("lif", "threshold", "topk", "dense"), ("none", "static", "dynamic")  # csrc/engine/engine.hpp
 
 
 def load(directory: str | Path, precision: Precision | None = None, threads: int | None = None,
@@ -276,6 +276,6 @@ def _switches(c: ModelConfig, weights: Weights) -> dict[str, Any]:
         "exit_entropy": -1.0 if c.exit_entropy is None else c.exit_entropy, "ffn_spikes": c.ffn == "spike",
         "source": SOURCES.index(c.spike_source), "prior": PRIORS.index(c.prior), "prior_weight": weights.prior_weight,
         "decay": c.paths != "attention", "attention": c.paths != "decay",
-        "short_keys": key_dtype(c, weights.precision) == np.uint8,
+        "int8_keys": key_dtype(c, weights.precision) == np.uint8,
         "norm": c.norm == "layer", "pre": c.residual == "pre", "spike_fed": c.spike_fed,
     }

@@ -1,4 +1,4 @@
-"""Weight matrices in the layouts of the runtime (csrc/engine.hpp), from float32 (outs, ins).
+"""Weight matrices in the layouts of the runtime (csrc/engine/engine.hpp), from float32 (outs, ins).
 
 A kind is a storage format, `.by_input` for matrices that spikes feed: those are stored input by input, so that a silent
 input costs nothing. Under int4 they stay int8: active rows alone are read, and integers can be summed across inputs.
@@ -11,13 +11,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from symboliclight.engine.lines import lined
+from symboliclight.engine.aligned import lined
 from symboliclight.engine.rounding import GROUP, LEVELS, compensated, from_bfloat16, to_bfloat16, to_levels
 
 Precision = Literal["float32", "bfloat16", "int8", "int4", "certified", "certified-bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CERTIFIED: dict[Precision, Precision] = {"certified": "float32", "certified-bfloat16": "bfloat16"}  # same results
-FORMATS = (*PRECISIONS[:4], "bfloat16.rows")  # csrc/engine.hpp, Format
+FORMATS = (*PRECISIONS[:4], "bfloat16.rows")  # csrc/engine/engine.hpp, Format
 LANES = 16  # outputs side by side
 
 
@@ -62,7 +62,7 @@ def pack(weight: np.ndarray, kind: str, moment: np.ndarray | None = None) -> tup
 
 
 def sketch(weight: np.ndarray) -> dict[str, np.ndarray]:
-    """What decides most sides of a threshold without reading `weight` (outs, ins), float32: csrc/sketch.hpp.
+    """What decides most sides of a threshold without reading `weight` (outs, ins), float32: csrc/engine/sketch.hpp.
 
     Returns: data and scale as of kind "int8"; lost and kept (outs up to 16,) float32, so that the product in full and
     its 8-bit estimate of x = t k + e differ by at most lost |x| + kept |e|, Euclidean norms.

@@ -13,12 +13,12 @@ import numpy as np
 from symboliclight.core.atomic import remedy
 from symboliclight.core.config import ModelConfig
 from symboliclight.core.errors import InputError
+from symboliclight.engine.aligned import allocated, lined
 from symboliclight.engine.files import finite, map_tensors
-from symboliclight.engine.lines import allocated, lined
 
 MAX_POSITION = 1 << 40  # tokens
 BLOCK = 16  # tokens whose 8-bit keys lie together
-SHORT_SIGHT = 50_000  # keys: with more of them in sight the sums of 8-bit ones could leave 32 bits
+MAX_VISIBLE_INT8 = 50_000  # keys: with more of them in sight the sums of 8-bit ones could leave 32 bits
 KEYS = ("k", "value", "anchor_k", "anchor_v")  # arrays that may be float32 or 8-bit
 
 
@@ -149,7 +149,7 @@ def _held(states: Sequence[State]) -> Iterator[None]:
 
 def key_dtype(c: ModelConfig, precision: str) -> Any:
     """dtype of keys and values in a state: uint8 beside weights of 8 and 4 bits, else float32."""
-    return np.uint8 if precision in ("int8", "int4") and c.window + c.n_anchors <= SHORT_SIGHT else np.float32
+    return np.uint8 if precision in ("int8", "int4") and c.window + c.n_anchors <= MAX_VISIBLE_INT8 else np.float32
 
 
 def wide(c: ModelConfig) -> int:
@@ -165,8 +165,8 @@ def key_bytes(c: ModelConfig, keys: Any) -> int:
 def shapes(c: ModelConfig, keys: Any = np.float32) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Name -> shape behind B, and dtype, of every array; `keys` is the dtype of keys and values.
 
-    8-bit ones are unsigned, x + 128, in blocks of 16 slots, as the products read them: keys (wide / 4, 16, 4), values
-    (4, wide, 4 slots), and behind them 16 float32, the units that the slots count in (csrc/engine.hpp, `block_bytes`).
+    8-bit ones are unsigned, x + 128, in blocks of 16 slots, as products read them: keys (wide / 4, 16, 4), values
+    (4, wide, 4 slots), and behind them 16 float32, the units of the slots (csrc/engine/engine.hpp, `block_bytes`).
     """
     decay, attention = c.n_layers * (c.paths != "attention"), c.n_layers * (c.paths != "decay")
     tails = (c.n_layers, (c.paths != "attention") + 2 * (c.paths != "decay"), c.conv - 1, c.d_model)

@@ -10,8 +10,21 @@ import numpy as np
 from symboliclight.core import checkpoint
 from symboliclight.core.config import ModelConfig
 from symboliclight.core.errors import InputError
+from symboliclight.engine.aligned import lined, together
 from symboliclight.engine.files import finite, map_tensors
-from symboliclight.engine.lines import lined, together
+from symboliclight.engine.layout import (
+    EMBEDDING,
+    Place,
+    checkpoint_shapes,
+    convolved,
+    ffn_threshold,
+    learned_thresholds,
+    places,
+    sketched,
+    stream_threshold,
+    vector_shapes,
+    with_residual,
+)
 from symboliclight.engine.pack import (
     CERTIFIED,
     LANES,
@@ -25,19 +38,6 @@ from symboliclight.engine.pack import (
     residual_shapes,
     sketch,
     sketch_shapes,
-)
-from symboliclight.engine.places import (
-    EMBEDDING,
-    Place,
-    checkpoint_shapes,
-    convolved,
-    ffn_threshold,
-    learned_thresholds,
-    places,
-    sketched,
-    stream_threshold,
-    vector_shapes,
-    with_residual,
 )
 from symboliclight.engine.rounding import from_bfloat16, to_bfloat16
 

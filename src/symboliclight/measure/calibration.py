@@ -15,7 +15,7 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.data.corpus import demo_sources
 from symboliclight.data.readers import ReadOptions, find_files, read_documents
-from symboliclight.engine.places import Place, places
+from symboliclight.engine.layout import Place, places
 
 TOKENS = 32_768  # read in all
 WINDOW, ROWS = 256, 8  # tokens that a memory lasts, and windows read at once

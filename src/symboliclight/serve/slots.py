@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from symboliclight.engine import Engine, State
-from symboliclight.engine.lines import lined
+from symboliclight.engine.aligned import lined
 from symboliclight.generate.sampling import next_logits
 
 

@@ -22,7 +22,7 @@ MODULES = (  # definitions before their use
     "ops.conv", "ops.rope", "ops.window", "ops.dropout", "ops.linears",
     "model.state", "model.encoder", "model.mixer", "model.ffn", "model.head", "model.lm",
     "interop.transformers.configuration", "interop.transformers.cache", "interop.transformers.output",
-    "interop.transformers.places", "interop.transformers.modeling",
+    "interop.transformers.positions", "interop.transformers.modeling",
 )
 HEADER = f'''"""SymbolicLight for transformers in one file: load the folder that holds it with `trust_remote_code=True`.
 

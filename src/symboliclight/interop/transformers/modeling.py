@@ -12,7 +12,7 @@ from symboliclight.core.processor import warn_if_emulated
 from symboliclight.interop.transformers.cache import SymbolicLightCache
 from symboliclight.interop.transformers.configuration import SymbolicLightConfig
 from symboliclight.interop.transformers.output import OutputLayer
-from symboliclight.interop.transformers.places import (
+from symboliclight.interop.transformers.positions import (
     REPEAT,
     after_padding,
     check_starts,

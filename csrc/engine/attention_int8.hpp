@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "engine/sight.hpp"
+#include "engine/visibility.hpp"
 
 namespace symboliclight {
 namespace SYMBOLICLIGHT_ISA {
@@ -126,9 +126,9 @@ struct Short : Looking {
         return sum;
     }
 
-    // score (Q, room) of C blocks, -infinity where a row does not see; `most` of them all.
+    // score (Q, capacity) of C blocks, -infinity where a row does not see; `most` of them all.
     template <int Q, int C>
-    void dots(const KeyBlock* s, const int8_t* halves, const int32_t (*less)[2], const float* unit, float* score, int64_t room, vfloat* most) const {
+    void dots(const KeyBlock* s, const int8_t* halves, const int32_t (*less)[2], const float* unit, float* score, int64_t capacity, vfloat* most) const {
         for (int p = 0; p < PIECES; ++p) {
             vint sums[C][Q][2];
             for (int c = 0; c < C; ++c)
@@ -148,7 +148,7 @@ struct Short : Looking {
                 for (int r = 0; r < Q; ++r) {
                     vfloat x = whole(sums[c][r][0], sums[c][r][1]);
                     x = ((open > 0) & (from <= splat_int(r)) & (to >= splat_int(r))) ? x * (units * splat(unit[r])) : splat(-HUGE_VALF);
-                    store(score + r * room + c * LANES + p * W, x, Full{});
+                    store(score + r * capacity + c * LANES + p * W, x, Full{});
                     most[r] = max(most[r], x);
                 }
             }
@@ -157,8 +157,8 @@ struct Short : Looking {
 
     // Turns the scores of one row into shares times the units of their values, in two halves as `halve` does; returns what
     // one of these integers stands for.
-    float shares(const KeyBlock* seen, int64_t count, float* score, float most, int8_t* halves, int64_t room, int32_t* less, const Coming& coming) const {
-        const float fixed = float(1 << (29 - top_bit(room / 4)));  // no lane's sum of shares reaches 2^31, of four lanes or more
+    float shares(const KeyBlock* seen, int64_t count, float* score, float most, int8_t* halves, int64_t capacity, int32_t* less, const Coming& coming) const {
+        const float fixed = float(1 << (29 - top_bit(capacity / 4)));  // no lane's sum of shares reaches 2^31, of four lanes or more
         vint all_shares{}, sums[2] = {};
         vfloat top{};
         for (int64_t b = 0; b < count; ++b, coming.fetch(1))
@@ -171,7 +171,7 @@ struct Short : Looking {
                 store(at, x, Full{});
             }
         const float largest = max(top), by = largest > 1e-30f ? LARGEST / largest : 0;
-        for (int64_t j = 0; j < count * LANES; j += W) put_halves(nearest(load(score + j, Full{}) * splat(by)), halves + j, room, sums, Full{});
+        for (int64_t j = 0; j < count * LANES; j += W) put_halves(nearest(load(score + j, Full{}) * splat(by)), halves + j, capacity, sums, Full{});
         for (int half = 0; half < 2; ++half) less[half] = -ADDED * total(sums[half]);
         int64_t all = 0;
         for (int i = 0; i < W; ++i) all += all_shares[i];
@@ -186,7 +186,7 @@ struct Short : Looking {
 
     // out (Q rows) = sums of values by shares, G vectors of every one at a time from `at` on; returns what is left.
     template <int Q, int G>
-    int64_t weigh(int64_t at, const KeyBlock* seen, int64_t count, const int8_t* halves, int64_t room, const int32_t (*less)[2], const float* unit,
+    int64_t weigh(int64_t at, const KeyBlock* seen, int64_t count, const int8_t* halves, int64_t capacity, const int32_t (*less)[2], const float* unit,
                   const Coming& coming, float* out) const {
         for (; at + G * W <= wide; at += G * W) {
             vint sums[Q][2][G];
@@ -201,7 +201,7 @@ struct Short : Looking {
                     for (int g = 0; g < G; ++g) {
                         const vint values = load_bytes(value + g * W * 4);
                         for (int r = 0; r < Q; ++r)
-                            for (int half = 0; half < 2; ++half) sums[r][half][g] = dot4(sums[r][half][g], values, four_of(share + (2 * r + half) * room));
+                            for (int half = 0; half < 2; ++half) sums[r][half][g] = dot4(sums[r][half][g], values, four_of(share + (2 * r + half) * capacity));
                     }
             }
             for (int r = 0; r < Q; ++r)
@@ -218,7 +218,7 @@ struct Short : Looking {
     // Attention of rows n .. n + Q - 1, head h, over what look() says. A row's result does not depend on Q.
     template <int Q>
     void attend_short(int64_t layer, int64_t n, int64_t h, const Keys& call, float* out) const {
-        const int64_t b = n / T, room = block_sight(m) * LANES, head = blocks(m.W) * bytes;
+        const int64_t b = n / T, capacity = visible_blocks(m) * LANES, head = blocks(m.W) * bytes;
         KeyBlock* seen = w.blocks;
         int8_t *queries = w.halves, *halves = w.shares;
         float *score = w.score, unit[Q];
@@ -233,12 +233,12 @@ struct Short : Looking {
         by_rows<Q == 1 ? 2 : 1>(0, count, [&](int64_t i, auto some) {
             constexpr int C = decltype(some)::value;
             coming.fetch(C);
-            dots<Q, C>(seen + i, queries, less, unit, score + i * LANES, room, most);
+            dots<Q, C>(seen + i, queries, less, unit, score + i * LANES, capacity, most);
         });
         for (int r = 0; r < Q; ++r)
-            unit[r] = w.gate[n + r] ? shares(seen, count, score + r * room, max(most[r]), halves + r * 2 * room, room, less[r], coming) : 0;
+            unit[r] = w.gate[n + r] ? shares(seen, count, score + r * capacity, max(most[r]), halves + r * 2 * capacity, capacity, less[r], coming) : 0;
         constexpr int G = Q == 1 ? 4 : W == 16 ? 2 : 1;
-        weigh<Q, 1>(weigh<Q, G>(0, seen, count, halves, room, less, unit, coming, out), seen, count, halves, room, less, unit, coming, out);
+        weigh<Q, 1>(weigh<Q, G>(0, seen, count, halves, capacity, less, unit, coming, out), seen, count, halves, capacity, less, unit, coming, out);
         for (int r = 0; r < Q; ++r)
             if (!w.gate[n + r]) std::memset(out + r * m.D, 0, m.K * sizeof(float));
     }

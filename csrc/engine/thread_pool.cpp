@@ -1,4 +1,4 @@
-#include "engine/pool.hpp"
+#include "engine/thread_pool.hpp"
 
 #include <unistd.h>
 

@@ -21,17 +21,17 @@ inline const int64_t FETCH_ONE = fetch_of_one();
 // Fetches for `C` of N rows, from row n on, while they are multiplied with K blocks of together `size` bytes from w on, K lines
 // at each step. Where C is all rows and K one, what lies a little ahead; else the next blocks, C / N of them, which follow or lie at
 // `next`.
-struct Fetch {
+struct Prefetch {
     const uint8_t* at;
     const int64_t stride;
     const bool one;
 
-    Fetch(const uint8_t* w, int64_t size, int64_t n, int64_t C, int64_t N, int64_t K = 1, const void* next = nullptr)
+    Prefetch(const uint8_t* w, int64_t size, int64_t n, int64_t C, int64_t N, int64_t K = 1, const void* next = nullptr)
         : at(C == N && K == 1 && !next ? w + (N == 1 ? FETCH_ONE : FETCH) : (next ? (const uint8_t*)next : w + size) + size * n / N),
           stride(64 * K * C / N), one(N == 1) {}
 
     // Fetches `stride` bytes at each step, from `at` on.
-    Fetch(const uint8_t* at, int64_t stride) : at(at), stride(stride), one(false) {}
+    Prefetch(const uint8_t* at, int64_t stride) : at(at), stride(stride), one(false) {}
 
     void step() {
         if (one) __builtin_prefetch(at);

@@ -6,7 +6,7 @@ import pytest
 import symboliclight.engine
 from symboliclight.core.checkpoint import LINE
 from symboliclight.engine import State
-from symboliclight.engine.lines import allocated, lined, together
+from symboliclight.engine.aligned import allocated, lined, together
 from symboliclight.engine.model import export
 
 MANY = 4096  # bytes: smaller arrays may lie anywhere

@@ -11,7 +11,7 @@
 namespace symboliclight {
 
 // Memory that calls share, one after another.
-class Room {
+class Workspace {
   public:
     // The arrays for B sequences of T tokens: one view for each thread.
     const Scratch* lay_out(const Model& m, int64_t B, int64_t T, int64_t threads) {
@@ -66,14 +66,14 @@ class Room {
     }
 
     void add_own(const Model& m, int64_t T, Scratch& w) {
-        const int64_t many = m.short_keys ? 1 : 0;
+        const int64_t many = m.int8_keys ? 1 : 0;
         w.sum = take<float>(m.D);
         w.spikes.packed = w.stream.packed = take<bf16>(2 * up(m.D, GROUP) * LANES);
-        w.score = take<float>(QUERIES * (many ? block_sight(m) * LANES : sight(m)));
-        w.runs = take<Run>((1 - many) * sight(m)), w.blocks = take<KeyBlock>(many * block_sight(m));
+        w.score = take<float>(QUERIES * (many ? visible_blocks(m) * LANES : visible(m)));
+        w.runs = take<Run>((1 - many) * visible(m)), w.blocks = take<KeyBlock>(many * visible_blocks(m));
         for (uint8_t** to : {&w.short_k, &w.short_v}) *to = take<uint8_t>(many * blocks(T) * block_bytes(m));
         w.short_rows = take<uint8_t>(many * T * 2 * wide(m)), w.units = take<float>(many * T * 2);
-        w.halves = take<int8_t>(many * QUERIES * 2 * wide(m)), w.shares = take<int8_t>(many * QUERIES * 2 * block_sight(m) * LANES);
+        w.halves = take<int8_t>(many * QUERIES * 2 * wide(m)), w.shares = take<int8_t>(many * QUERIES * 2 * visible_blocks(m) * LANES);
     }
 
     struct Free { void operator()(char* p) const { operator delete[](p, std::align_val_t(64)); } };
