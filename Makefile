@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-avx2 test-avx2-short quick lint wheel bench sanitize fuzz arm64 docs clean
+.PHONY: help demo test test-avx2 test-avx2-short quick lint wheel bench sanitize fuzz arm64 docs release clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make quick  the tests that need no PyTorch, under another Python: make quick PYTHON=python3.12"
 	@echo "make lint   install and run ruff and mypy"
 	@echo "make wheel  build a wheel into dist/ (stable ABI from Python 3.12 on), audit it and use it in an empty environment"
+	@echo "make release  that wheel and a source archive, both tried, and notes from the changelog, into dist/"
 	@echo "make bench  install and run the benchmarks into results/"
 	@echo "make docs   fill the tables of README.md and docs/ from results/, and build the site into site/"
 	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
@@ -61,6 +62,9 @@ lint: $(VENV)/all
 
 wheel:
 	$(PYTHON) tools/wheel.py
+
+release:
+	$(PYTHON) tools/release.py
 
 bench: $(VENV)/all
 	$(BIN)/symboliclight bench all

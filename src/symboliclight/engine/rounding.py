@@ -3,7 +3,7 @@
 import numpy as np
 
 GROUP = 32  # inputs that share a scale under int4
-# The 16 values of int4, in units of the scale; csrc/engine/engine.hpp has them too. They are Lloyd's optimum for groups of 32
+# The 16 values of int4, in units of the scale; csrc/engine/engine.hpp has them too. They are Lloyd's optimum for 32
 # normal weights, divided by the one farthest from 0, which becomes the first level; the ninth is held at 0.
 LEVELS = np.array([-127, -101, -81, -64, -49, -36, -24, -12, 0, 12, 25, 39, 53, 69, 88, 111], np.float32)
 DAMPING = 0.01  # of the mean square of an input, added to all: gives the matrix of moments an inverse
