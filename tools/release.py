@@ -42,7 +42,7 @@ def versions() -> str:
 
 def section(changelog: str, version: str) -> str:
     """What the changelog says of a version; what is unreleased if it does not name it yet."""
-    for title in (rf"## {re.escape(version)}\b.*", "## Unreleased"):
+    for title in (rf"## {re.escape(version)}\b[^\n]*", "## Unreleased"):
         if found := re.search(rf"^{title}\n(.*?)(?=^## |\Z)", changelog, re.M | re.S):
             return found[1].strip()
     sys.exit(f"CHANGELOG.md has neither {version} nor Unreleased")
