@@ -166,11 +166,12 @@ def test_a_stream_that_does_not_ask_is_what_it_always_was(client):
     answer = client.post("/v1/completions", json={**body, "stream": True}).text
     chunks = [json.loads(line.removeprefix("data: ")) for line in answer.split("\n\n")[:-2]]
     head = {key: chunks[0][key] for key in ("id", "object", "created", "model")}
-    expected = "".join("data: " + json.dumps(head | {"choices": [{
-        "index": 0, "text": c["choices"][0]["text"], "logprobs": None, "finish_reason": c["choices"][0]["finish_reason"],
-    }]}, ensure_ascii=False) + "\n\n" for c in chunks)
-    assert answer == expected + "data: [DONE]\n\n"
-    assert "".join(c["choices"][0]["text"] for c in chunks) == whole["choices"][0]["text"]
+    said = [c["choices"][0] for c in chunks]
+    expected = [head | {"choices": [{"index": 0, "text": one["text"], "logprobs": None,
+                                     "finish_reason": one["finish_reason"]}]} for one in said]
+    lines = [json.dumps(one, ensure_ascii=False) for one in expected] + ["[DONE]"]
+    assert answer == "".join(f"data: {line}\n\n" for line in lines)
+    assert "".join(one["text"] for one in said) == whole["choices"][0]["text"]
 
 
 def test_nobody_is_traced_who_does_not_ask(model, small_tokenizer, monkeypatch):

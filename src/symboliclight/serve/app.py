@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
-from symboliclight.serve import spikes
+from symboliclight.serve import page, spikes
 from symboliclight.serve.requests import Answer, Defaults, Request, parse, usage
 from symboliclight.serve.writer import Busy, Event, Text, Writer
 
@@ -97,7 +97,8 @@ class _Routes:
         config, wanted = self._service.writer.model.config, http.path_params.get("name") or None
         model = {"id": self._service.name, "object": "model", "created": 0, "owned_by": "symboliclight",
                  "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model,
-                 "features": ["spikes"] * (self._service.writer.meter is not None)}
+                 "features": page.features(self._service.writer.meter is not None),
+                 "defaults": page.defaults(self._service.defaults)}
         if wanted not in (None, self._service.name):
             raise _Refused(404, f"there is no model {wanted:.60}; this server has {self._service.name}")
         return JSONResponse(model if wanted else {"object": "list", "data": [model]})
@@ -230,7 +231,7 @@ def create_app(service: Service) -> Starlette:
     """The application, for any ASGI server."""
     routes = _Routes(service)
     return Starlette(
-        routes=[Route("/v1/completions", routes.completions, methods=["POST"]),
+        routes=[Route("/", page.page), Route("/v1/completions", routes.completions, methods=["POST"]),
                 Route("/v1/chat/completions", routes.chat, methods=["POST"]),
                 Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
                 Route("/health", routes.health), Route("/stats", routes.stats)],

@@ -57,8 +57,9 @@ class Meter:
         self._model = model
         self._shown = {name: chosen(units) for name, units in sites(c) if name.split(".")[0] in DRAWN}
         products = [m for m in model.weights.matrices if "." not in m.site and m.site != "embedding"]  # no sketches
-        self._fed = [(_feeds(m.site, m.layer), m.ins, m.outs, m.data.nbytes + (0 if m.scale is None else m.scale.nbytes))
-                     for m in products if m.by_input]
+        sizes = [m.data.nbytes + (0 if m.scale is None else m.scale.nbytes) for m in products]
+        self._fed = [(_feeds(m.site, m.layer), m.ins, m.outs, size)
+                     for m, size in zip(products, sizes, strict=True) if m.by_input]
         self._steady = sum(m.outs * m.ins for m in products if not m.by_input)
         self._key = c.n_heads * key_bytes(c, model.keys)
 
