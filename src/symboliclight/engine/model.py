@@ -127,6 +127,11 @@ class Engine:
         return int(self._native.tokens_read)
 
     @property
+    def keys_read(self) -> int:
+        """Keys that the queries of a head have seen since loading."""
+        return int(self._native.keys_read)
+
+    @property
     def keys(self) -> Any:
         """dtype of keys and values in a state: float32, or uint8 beside weights of 8 and 4 bits (`state.shapes`)."""
         return key_dtype(self.config, self.precision)
@@ -200,7 +205,7 @@ class Engine:
         if chosen:
             in_full["prior_up"] = active["head"]
         key = 2 * key_bytes(c, self.keys) * c.n_heads * c.n_layers
-        read: dict[str, float] = {"attention": key * share * self._native.keys_read / tokens}
+        read: dict[str, float] = {"attention": key * share * self.keys_read / tokens}
         whole = dict(read)
         for m in self.weights.matrices:
             size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0
