@@ -7,14 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from starlette.testclient import TestClient
-
-from symboliclight import engine
-from symboliclight.generate.sampling import Sampling
-from symboliclight.serve.app import Service, create_app
-from symboliclight.serve.memory import Memory
-from symboliclight.serve.requests import Defaults
-from symboliclight.serve.writer import Writer
+from test_serve_command import Server
 
 VOID = {"meta", "link", "input", "br"}
 
@@ -47,15 +40,21 @@ class Tree(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def client(small_checkpoint, small_tokenizer):
-    defaults = Defaults(Sampling(temperature=0.7, top_k=9), 33, (), False)
-    with Writer(engine.load(small_checkpoint, "int8", threads=1), 4, Memory(0)) as writer:
-        yield TestClient(create_app(Service("model", small_tokenizer, writer, defaults, "secret")))
+def server(small_checkpoint, tmp_path_factory):
+    (key := tmp_path_factory.mktemp("page") / "key").write_text("secret")
+    server = Server("--model", str(small_checkpoint), "--key-file", str(key), "--temperature", "0.7", "--top-k", "9",
+                    "--max-tokens", "33")
+    yield server
+    assert server.stop() == (0, "stopped\n", "")
 
 
 @pytest.fixture(scope="module")
-def page(client):
-    return client.get("/")
+def page(server):
+    link = server.connect()
+    link.request("GET", "/")
+    answer = link.getresponse()
+    answer.text = answer.read().decode()
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +69,8 @@ def words(tree):
 
 
 def test_it_comes_without_a_key_as_html(page):
-    assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.text.startswith("<!doctype html>\n") and len(page.content) < 64 << 10
+    assert page.status == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.text.startswith("<!doctype html>\n") and len(page.text) < 64 << 10
 
 
 def test_headers_let_run_what_stands_in_it_alone(page):
@@ -123,11 +122,11 @@ def test_both_languages_say_the_same_things(page, tree, words):
     assert any("\u4e00" <= c <= "\u9fff" for c in words["zh"]["send"])
 
 
-def test_the_page_finds_out_what_it_may_ask_for(client):
-    model = client.get("/v1/models", headers={"Authorization": "Bearer secret"}).json()["data"][0]
+def test_the_page_finds_out_what_it_may_ask_for(server):
+    model = server.ask("/v1/models", Authorization="Bearer secret")[1]["data"][0]
     assert "spikes" in model["features"]
     assert model["defaults"] == {"temperature": 0.7, "top_k": 9, "top_p": 1.0, "max_tokens": 33}
 
 
-def test_only_the_root_is_the_page(client):
-    assert client.post("/").status_code == 405 and client.get("/page.html").status_code == 404
+def test_only_the_root_is_the_page(server):
+    assert server.ask("/", {})[0] == 405 and server.ask("/page.html")[0] == 404

@@ -6,12 +6,11 @@ import queue
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
+from test_serve_command import Server
 
 from symboliclight import engine
 from symboliclight.core.errors import InputError
 from symboliclight.generate.sampling import Row, Sampling
-from symboliclight.serve.app import Service, create_app
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.requests import Defaults, parse
 from symboliclight.serve.spikes import Meter, chosen, sites
@@ -120,16 +119,21 @@ def test_operations_are_products_of_active_inputs(model, small_tokenizer, small_
 
 
 @pytest.fixture(scope="module")
-def client(small_checkpoint, small_tokenizer):
-    with Writer(engine.load(small_checkpoint, "int8", threads=1), 4, Memory(0)) as writer:
-        yield TestClient(create_app(Service("model", small_tokenizer, writer, DEFAULTS)))
+def server(small_checkpoint):
+    server = Server("--model", str(small_checkpoint), "--precision", "int8", "--max-tokens", "20", "--memory", "0")
+    yield server
+    assert server.stop() == (0, "stopped\n", "")
 
 
-def blocks(client, path, body):
+def streamed(server, path, body):
+    link = server.connect()
+    link.request("POST", path, json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
+    return link.getresponse().read().decode()
+
+
+def blocks(server, path, body):
     """Events of a stream, with the id and the time of the answer taken out."""
-    answer = client.post(path, json={**body, **HOW, "stream": True, "seed": 4})
-    assert answer.status_code == 200
-    found = answer.text.split("\n\n")
+    found = streamed(server, path, {**body, **HOW, "seed": 4}).split("\n\n")
     assert found.pop() == ""
     first = json.loads(next(b for b in found if b.startswith("data: {")).removeprefix("data: "))
     return [b.replace(first["id"], "ID").replace(f'"created": {first["created"]}', "CREATED") for b in found]
@@ -140,9 +144,9 @@ def blocks(client, path, body):
     ("/v1/completions", {"prompt": ["春天", "the"], "n": 2}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "春天的风"}]}),
 ])
-def test_spikes_come_beside_a_stream_that_is_otherwise_the_same(client, path, body):
-    plain, beside = blocks(client, path, body), blocks(client, path, {**body, "spikes": True})
-    assert blocks(client, path, {**body, "spikes": False}) == plain
+def test_spikes_come_beside_a_stream_that_is_otherwise_the_same(server, path, body):
+    plain, beside = blocks(server, path, body), blocks(server, path, {**body, "spikes": True})
+    assert blocks(server, path, {**body, "spikes": False}) == plain
     assert not any(b.startswith("event:") for b in plain)
     assert sorted(b for b in beside if not b.startswith("event: spikes\ndata: ")) == sorted(plain)  # rows interleave
     layout, *told = [json.loads(b.partition("data: ")[2]) for b in beside if b.startswith("event: spikes\n")]
@@ -153,11 +157,11 @@ def test_spikes_come_beside_a_stream_that_is_otherwise_the_same(client, path, bo
         assert 0 < one["bytes"] < one["twin_bytes"] and 0 < one["operations"] < one["twin_operations"]
 
 
-def test_a_stream_that_does_not_ask_is_what_it_always_was(client):
+def test_a_stream_that_does_not_ask_is_what_it_always_was(server):
     """Its bytes, put together here."""
     body = {"prompt": "the old", "seed": 4, **HOW}
-    whole = client.post("/v1/completions", json=body).json()
-    answer = client.post("/v1/completions", json={**body, "stream": True}).text
+    whole = server.ask("/v1/completions", body)[1]
+    answer = streamed(server, "/v1/completions", body)
     chunks = [json.loads(line.removeprefix("data: ")) for line in answer.split("\n\n")[:-2]]
     head = {key: chunks[0][key] for key in ("id", "object", "created", "model")}
     said = [c["choices"][0] for c in chunks]
@@ -186,8 +190,8 @@ def test_spikes_that_cannot_come_are_refused(small_tokenizer, body, message):
 
 @pytest.mark.needs("torch")
 def test_a_model_that_does_not_tell_its_spikes_says_so(small_model, small_tokenizer):
+    row = Row(small_tokenizer, [1], 3, Sampling(), seed=0)
     with Writer(small_model, 1, Memory(0)) as writer:
-        client = TestClient(create_app(Service("model", small_tokenizer, writer, DEFAULTS)))
-        assert client.get("/v1/models").json()["data"][0]["features"] in ([], ["logprobs"])
-        answer = client.post("/v1/completions", json={"prompt": "a", "stream": True, "spikes": True})
-        assert answer.status_code == 400 and "does not tell its spikes" in answer.json()["error"]["message"]
+        assert writer.meter is None
+        with pytest.raises(InputError, match="does not tell its spikes"):
+            writer.submit([Text([1], [row], lambda event: None, spikes=True)])
