@@ -174,6 +174,18 @@ def test_copy_and_download(visit, server):
     assert found["spikes"]["mean"]["bytes"] < found["spikes"]["mean"]["twin_bytes"]
 
 
+def test_copy_where_the_browser_has_no_clipboard(visit, server):
+    """It has none on a page that came over plain HTTP from another machine."""
+    page = visit(server.port, permissions=["clipboard-read"])
+    send(page, "the old\n\ncity")
+    page.evaluate("window.real = navigator.clipboard; "
+                  "Object.defineProperty(navigator, 'clipboard', {value: undefined}); 0")
+    page.click("#copy")
+    wait(page.locator("#status"), "to_have_text", "Copied.")
+    assert page.evaluate("real.readText()") == page.evaluate("last.prompt + last.text")
+    assert page.evaluate("document.activeElement.id") == "copy"
+
+
 def test_language_and_theme_follow_the_reader_and_the_switches(visit, server):
     page = visit(server.port, locale="zh-CN", color_scheme="dark")
     assert page.inner_text("#send") == "发送" and page.evaluate("document.documentElement.lang") == "zh-CN"

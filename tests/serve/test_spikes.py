@@ -157,6 +157,14 @@ def test_spikes_come_beside_a_stream_that_is_otherwise_the_same(server, path, bo
         assert 0 < one["bytes"] < one["twin_bytes"] and 0 < one["operations"] < one["twin_operations"]
 
 
+def test_spikes_come_before_the_text_of_their_token(server):
+    beside = blocks(server, "/v1/completions", {"prompt": "the old", "spikes": True, "ignore_eos": True})
+    kinds = ["spikes" if b.startswith("event: spikes") else "text" for b in beside[1:-1]]  # without layout and [DONE]
+    tokens = [json.loads(b.partition("data: ")[2])["token"] for b in beside[1:] if b.startswith("event: ")]
+    assert tokens == list(range(20)) and kinds[0] == "spikes" and kinds[-1] == "text"
+    assert "text text" not in " ".join(kinds)  # each piece of text has a token of its own
+
+
 def test_a_stream_that_does_not_ask_is_what_it_always_was(server):
     """Its bytes, put together here."""
     body = {"prompt": "the old", "seed": 4, **HOW}

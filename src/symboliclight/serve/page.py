@@ -19,7 +19,7 @@ async def page(http: HttpRequest) -> Response:
     text, policy = _file()
     return HTMLResponse(text, headers={
         "Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-cache"})
+        "Cache-Control": "no-cache"})
 
 
 def features(spikes: bool) -> list[str]:
