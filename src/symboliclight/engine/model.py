@@ -127,6 +127,11 @@ class Engine:
         return int(self._native.tokens_read)
 
     @property
+    def keys_read(self) -> int:
+        """Keys that the queries of a head have seen since loading."""
+        return int(self._native.keys_read)
+
+    @property
     def keys(self) -> Any:
         """dtype of keys and values in a state: float32, or uint8 beside weights of 8 and 4 bits (`state.shapes`)."""
         return key_dtype(self.config, self.precision)
@@ -153,17 +158,21 @@ class Engine:
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
         return logits, self._read(tokens, state, logits, top)
 
-    def trace(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, dict[str, np.ndarray], State]:
-        """As a call, and who spiked: site (named as in `model.sites`) -> (B, T, units) bool. Takes `state` over."""
+    def trace(self, tokens: np.ndarray, state: State | None = None,
+              top: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray], State]:
+        """As a call, and who spiked: site (named as in `model.sites`) -> (B, T, units) bool. Takes `state` over.
+
+        With `top` the logits are (B, V), those of `last`.
+        """
         tokens = self._tokens(tokens)
         (B, T), c = tokens.shape, self.config
         noted = {"encoder": np.zeros((B * T, c.d_model), np.uint8),
                  "mixer": np.zeros((c.n_layers, B * T, c.d_model), np.uint8),
                  "ffn": np.zeros((c.n_layers, B * T, c.d_ff), np.uint8),
                  "blocks": np.zeros((c.n_layers, B * T, c.d_model), np.uint8)}
-        logits = np.empty((B, T, c.vocab_size), np.float32)
+        logits = np.empty((B, T, c.vocab_size) if top is None else (B, c.vocab_size), np.float32)
         new = self._own(state, B)
-        self._native.forward(tokens, **new.buffers(), logits=logits, all=True, **noted)
+        self._native.forward(tokens, **new.buffers(), logits=logits, all=top is None, top=top or 0, **noted)
         seen = {site: array.astype(bool).reshape(*array.shape[:-2], B, T, -1) for site, array in noted.items()}
         spikes = {"encoder": seen["encoder"]} if c.spike_source != "dense" else {}
         for i in range(c.n_layers):
@@ -196,7 +205,7 @@ class Engine:
         if chosen:
             in_full["prior_up"] = active["head"]
         key = 2 * key_bytes(c, self.keys) * c.n_heads * c.n_layers
-        read: dict[str, float] = {"attention": key * share * self._native.keys_read / tokens}
+        read: dict[str, float] = {"attention": key * share * self.keys_read / tokens}
         whole = dict(read)
         for m in self.weights.matrices:
             size, fraction = m.data.nbytes + (0 if m.scale is None else m.scale.nbytes), 1.0

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.serve import page, spikes
 from symboliclight.serve.requests import Answer, Defaults, Request, parse, usage
 from symboliclight.serve.writer import Busy, Event, Text, Writer
 
@@ -56,7 +57,7 @@ class _Job:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
 
-        return Text(prompt, self.request.rows(service.tokenizer, i), tell)
+        return Text(prompt, self.request.rows(service.tokenizer, i), tell, spikes=self.request.spikes)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
         """What has come, as (choice, event), until all texts have ended. Raises the error of one that failed."""
@@ -95,7 +96,9 @@ class _Routes:
         self._admit(http)
         config, wanted = self._service.writer.model.config, http.path_params.get("name") or None
         model = {"id": self._service.name, "object": "model", "created": 0, "owned_by": "symboliclight",
-                 "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model}
+                 "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model,
+                 "features": page.features(self._service.writer.meter is not None),
+                 "defaults": page.defaults(self._service.defaults)}
         if wanted not in (None, self._service.name):
             raise _Refused(404, f"there is no model {wanted:.60}; this server has {self._service.name}")
         return JSONResponse(model if wanted else {"object": "list", "data": [model]})
@@ -127,7 +130,8 @@ class _Routes:
         job, answer = _Job(service, request), Answer(request, service.name)
         service.writer.submit(job.texts)
         if request.stream:
-            return StreamingResponse(_stream(job, answer), media_type="text/event-stream",
+            layout = service.writer.meter.layout() if request.spikes and service.writer.meter else None
+            return StreamingResponse(_stream(job, answer, layout), media_type="text/event-stream",
                                      headers={"cache-control": "no-store"})
         ending = asyncio.create_task(_end(job))
         leaving = asyncio.create_task(_leave(http))
@@ -169,12 +173,18 @@ async def _leave(http: HttpRequest) -> None:
         pass
 
 
-async def _stream(job: _Job, answer: Answer) -> AsyncIterator[str]:
+async def _stream(job: _Job, answer: Answer, layout: dict[str, Any] | None) -> AsyncIterator[str]:
     begun: set[int] = set()
     try:
+        if layout is not None:
+            yield spikes.sent(layout)
         async for come in job.events():
             sent = ""
             for choice, event in come:
+                if event.spikes is not None:
+                    sent += spikes.sent({"index": choice} | event.spikes)
+                    if not event.piece and not event.finish:
+                        continue  # the text goes on with a later token
                 sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish, choice not in begun)))
                 begun.add(choice)
             yield sent
@@ -221,7 +231,7 @@ def create_app(service: Service) -> Starlette:
     """The application, for any ASGI server."""
     routes = _Routes(service)
     return Starlette(
-        routes=[Route("/v1/completions", routes.completions, methods=["POST"]),
+        routes=[Route("/", page.page), Route("/v1/completions", routes.completions, methods=["POST"]),
                 Route("/v1/chat/completions", routes.chat, methods=["POST"]),
                 Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
                 Route("/health", routes.health), Route("/stats", routes.stats)],

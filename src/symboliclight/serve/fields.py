@@ -13,7 +13,7 @@ from symboliclight.generate.sampling import Sampling
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
 HEARD = frozenset(SAMPLING) | {"max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options",
-                               "ignore_eos"}
+                               "ignore_eos", "spikes"}
 OF = {False: "prompt", True: "messages"}  # what is continued, by whether it is a chat
 SYNONYMS = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window", "n_predict": "max_tokens",
             "num_predict": "max_tokens", "max_new_tokens": "max_tokens"}  # of other servers

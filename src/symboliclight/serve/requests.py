@@ -1,7 +1,7 @@
 """Bodies of requests and answers, in the shape of OpenAI's completion API.
 
-`top_k`, `min_p`, `repetition_penalty`, `repetition_window`, `adaptive` and `ignore_eos` come on top of it; which fields
-there are, and what is refused, stands in fields.py.
+`top_k`, `min_p`, `repetition_penalty`, `repetition_window`, `adaptive`, `ignore_eos` and `spikes` come on top of it;
+which fields there are, and what is refused, stands in fields.py.
 """
 
 import secrets
@@ -44,6 +44,7 @@ class Request:
     stream: bool
     usage: bool  # end a stream with the tokens that were used
     chat: bool
+    spikes: bool = False  # tell, beside a stream, who spiked for each token
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
@@ -76,8 +77,11 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         raise InputError(f"seed must not be negative, got {seed}")
     stop_ids = {tokenizer.eos_id} | ({tokenizer.special("end"), tokenizer.special("user")} if ends else set())
     stop_ids = set() if _field(body, "ignore_eos", False, bool) else stop_ids
+    stream, spikes = (_field(body, name, False, bool) for name in ("stream", "spikes"))
+    if spikes and not stream:
+        raise InputError("spikes come beside a stream: set stream to true, or leave spikes out")
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
-                   _field(body, "stream", False, bool), _field(options, "include_usage", False, bool), chat)
+                   stream, _field(options, "include_usage", False, bool), chat, spikes)
 
 
 def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:

@@ -36,6 +36,11 @@ class Slots:
         logits, self._state = next_logits(model, tokens, self._state, top)
         return logits
 
+    def trace(self, model: Engine, tokens: np.ndarray, top: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """As `advance`, and who spiked: site -> (B, 1, units). Only of the runtime."""
+        logits, spikes, self._state = model.trace(tokens, self._state, top)
+        return logits, spikes
+
 
 class ArraySlots(Slots):
     """States of the runtime, which advances arrays in place: only what joins, or fills a hole, is copied."""
@@ -60,8 +65,13 @@ class ArraySlots(Slots):
         return State(**{name: lined(array[place : place + 1]) for name, array in self._arrays.items()})
 
     def advance(self, model: Engine, tokens: np.ndarray, top: int) -> np.ndarray:
-        state = State(**{name: array[: self._count] for name, array in self._arrays.items()})
-        return model.last(tokens, state, top)[0]
+        return model.last(tokens, self._running(), top)[0]
+
+    def trace(self, model: Engine, tokens: np.ndarray, top: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return model.trace(tokens, self._running(), top)[:2]
+
+    def _running(self) -> State:
+        return State(**{name: array[: self._count] for name, array in self._arrays.items()})
 
 
 def slots_of(model: Any, slots: int) -> Slots:

@@ -19,6 +19,7 @@ from symboliclight.core.errors import InputError
 from symboliclight.generate.sampling import Finish, Row, next_logits, padded_state
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.slots import slots_of
+from symboliclight.serve.spikes import Meter, told
 
 PIECE = 256  # tokens of prompts read between two written ones; states at multiples of it are remembered
 STOPPING = "the server is stopping; ask again later"
@@ -35,6 +36,7 @@ class Event(NamedTuple):
     piece: str = ""
     finish: Finish = ""  # with the last piece
     error: Exception | None = None  # the whole text has ended
+    spikes: dict[str, Any] | None = None  # of one token, where the text asks for them: `spikes.Meter.tokens`
 
 
 @dataclass(eq=False)
@@ -46,6 +48,7 @@ class Text:
     tell: Callable[[Event], None]
     cancelled: bool = False
     cached: int = 0  # tokens of the prompt that were remembered
+    spikes: bool = False  # tell who spiked, an event a token
 
 
 @dataclass(eq=False)
@@ -101,6 +104,7 @@ class Writer:
         self._read_up: deque[_Reading] = deque()  # prompts that were read, with rows that have no place yet
         self._running: list[_Running] = []
         self._states = slots_of(self.model, self.slots)  # of the running rows, in their order
+        self.meter = Meter(self.model) if told(self.model) else None
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
@@ -115,6 +119,8 @@ class Writer:
         """Have texts written. Raises `Busy` if too many wait, `InputError` for what can never be written."""
         limit = getattr(self.model, "context_limit", None)
         for text in texts:
+            if text.spikes and self.meter is None:
+                raise InputError("this server's model does not tell its spikes; leave spikes out")
             if len(text.rows) > self.slots:
                 raise InputError(f"n is {len(text.rows)}, and {self.slots} texts are written at once; ask for fewer")
             if limit is not None and len(text.prompt) > limit:
@@ -251,10 +257,14 @@ class Writer:
     def _write(self) -> None:
         tokens = np.array([[r.token] for r in self._running], np.int64)
         tops = [r.row.top(self.model) for r in self._running]
-        logits = self._states.advance(self.model, tokens, max(tops) if all(tops) else 0)
+        top, watched = max(tops) if all(tops) else 0, [i for i, r in enumerate(self._running) if r.text.spikes]
+        if watched and self.meter is not None:
+            logits, seen = self.meter.advance(self._states, tokens, top, watched)
+        else:
+            logits, seen = self._states.advance(self.model, tokens, top), {}
         self.counts.steps += 1
         self.counts.written_tokens += len(self._running)
-        for r, row_logits in zip(self._running, logits, strict=True):
+        for i, (r, row_logits) in enumerate(zip(self._running, logits, strict=True)):
             try:
                 piece = r.row.choose(row_logits)
             except InputError as error:
@@ -262,8 +272,10 @@ class Writer:
                 r.text.tell(Event(r.index, error=error))
                 continue
             r.token = r.row.done.ids[-1]
-            if piece or r.row.done.finish:
-                r.text.tell(Event(r.index, piece, r.row.done.finish))
+            if i in seen:
+                seen[i] |= {"token": len(r.row.done.ids) - 1, "id": r.token}
+            if piece or r.row.done.finish or i in seen:
+                r.text.tell(Event(r.index, piece, r.row.done.finish, spikes=seen.get(i)))
         self._leave(lambda r: bool(r.row.done.finish) or r.text.cancelled)
 
     def _leave(self, ends: Callable[[_Running], bool]) -> None:
