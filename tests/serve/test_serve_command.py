@@ -1,10 +1,8 @@
 """The server as a process, and requests over a real connection."""
 
 import asyncio
-import http.client
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,49 +11,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from live import SERVE, Server
 
 from symboliclight import engine
 from symboliclight.commands.serve import _listen
 from symboliclight.generate.sampling import Sampling, generate
 
-SERVE = [sys.executable, "-m", "symboliclight.commands.cli", "serve"]
 HOW = {"temperature": 0.9, "top_k": 30}
-
-
-class Server:
-    def __init__(self, *options):
-        self.process = subprocess.Popen([*SERVE, "--port", "0", *options], stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
-        self.line = self.process.stdout.readline()
-        if self.line:
-            self.port = int(self.line.split("/v1")[0].rsplit(":", 1)[1])
-
-    def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-
-    def ask(self, path, body=None, raw=None, **headers):
-        """(status, JSON)"""
-        link = self.connect()
-        data = raw if raw is not None else None if body is None else json.dumps(body)
-        headers = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        link.request("GET" if data is None else "POST", path, data, headers)
-        answer = link.getresponse()
-        return answer.status, json.loads(answer.read())
-
-    def stream(self, path, body):
-        link = self.connect()
-        link.request("POST", path, json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
-        lines = [x.removeprefix("data: ") for x in link.getresponse().read().decode().split("\n\n") if x]
-        assert lines[-1] == "[DONE]"
-        return [json.loads(line) for line in lines[:-1]]
-
-    def running(self):
-        return self.ask("/health")[1]["running"]
-
-    def stop(self, how=signal.SIGINT):
-        self.process.send_signal(how)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
 
 
 @pytest.fixture(scope="module")

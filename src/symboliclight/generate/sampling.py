@@ -5,7 +5,7 @@ Legend: B rows, T tokens, V vocabulary.
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.generate.distribution import GREEDY, Sampling, distribution
+from symboliclight.generate.logprobs import Score, scores
 
 __all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 
@@ -27,6 +28,7 @@ class Completion:
     text: str  # without the stop string
     finish: Finish  # "length": max_tokens; "stop": end of text or a stop string; "limit": the model reads no further
     seed: int  # gives this row again, alone or in any batch
+    scores: list[Score] = field(default_factory=list)  # of each id, where they were asked for
 
 
 class Generation:
@@ -96,9 +98,12 @@ class Row:
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling, stop: Sequence[str] = (),
-        stop_ids: Collection[int] | None = None, seed: int = 0,
+        stop_ids: Collection[int] | None = None, seed: int = 0, logprobs: int | None = None,
     ) -> None:
-        """Arguments as those of `Generation`. Raises `InputError` for an empty stop string, or no token to write."""
+        """Arguments as those of `Generation`; with `logprobs`, each token is scored beside so many of the likeliest.
+
+        Raises `InputError` for an empty stop string, or no token to write.
+        """
         if max_tokens < 1:
             raise InputError(f"--max-tokens must be positive, got {max_tokens}")
         if not all(stop):
@@ -109,6 +114,7 @@ class Row:
         self._silent = [i for i in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
                         if i >= 0 and i not in self._stop_ids]  # ids that stand for no text
         self._max_tokens = self._room = max_tokens
+        self._logprobs = logprobs
         self._recent = deque(prompt, maxlen=how.repetition_window)
         self._random = np.random.default_rng(seed)
         self._stream, self._held = tokenizer.stream(), ""
@@ -121,13 +127,13 @@ class Row:
     def top(self, model: Any) -> int:
         """How many of the largest logits of `model` decide the next token, masked ids included; 0: all of them."""
         wanted = 1 if self._how.temperature < GREEDY else self._how.top_k
-        if not wanted or self._how.adaptive or self._how.repetition_penalty != 1:
+        if not wanted or self._logprobs is not None or self._how.adaptive or self._how.repetition_penalty != 1:
             return 0
         return wanted + len(self._silent) + max(model.config.vocab_size - self._tokenizer.vocab_size, 0)
 
     def choose(self, logits: np.ndarray) -> str:
         """Take the next token from logits (V,), which are changed; return the text that may now be shown."""
-        done = self.done
+        done, given = self.done, logits if self._logprobs is None else logits.copy()
         logits = logits[: self._tokenizer.vocab_size]
         logits[self._silent] = -np.inf
         ids, p = distribution(logits, self._how, self._recent)
@@ -135,6 +141,8 @@ class Row:
         chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
         done.ids.append(chosen)
         self._recent.append(chosen)
+        if self._logprobs is not None:
+            done.scores += scores(given[None], [chosen], self._logprobs)
         if chosen in self._stop_ids:
             return self.finish("stop")
         text = self.push(chosen)

@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
-from symboliclight.serve.requests import Answer, Defaults, Request, parse, usage
+from symboliclight.serve.answers import Answer, usage
+from symboliclight.serve.requests import Defaults, Request, parse
 from symboliclight.serve.writer import Busy, Event, Text, Writer
 
 LARGEST = 8 << 20  # bytes of a request
@@ -56,7 +57,9 @@ class _Job:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
 
-        return Text(prompt, self.request.rows(service.tokenizer, i), tell)
+        asked = self.request
+        return Text(prompt, asked.rows(service.tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
+                    only_read=not asked.max_tokens)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
         """What has come, as (choice, event), until all texts have ended. Raises the error of one that failed."""
@@ -124,7 +127,8 @@ class _Routes:
         self._admit(http)
         service, body = self._service, await _body(http)
         request = await run_in_threadpool(parse, body, chat, service.tokenizer, service.defaults)
-        job, answer = _Job(service, request), Answer(request, service.name)
+        job = _Job(service, request)
+        answer = Answer(request, service.name, service.tokenizer, job.texts)
         service.writer.submit(job.texts)
         if request.stream:
             return StreamingResponse(_stream(job, answer), media_type="text/event-stream",
@@ -136,7 +140,7 @@ class _Routes:
             if not ending.done():
                 return Response(status_code=499)  # nobody is there to read it
             ending.result()
-            return JSONResponse(answer.whole([row.done for text in job.texts for row in text.rows], job.usage()))
+            return JSONResponse(answer.whole(job.usage()))
         finally:
             job.cancel()
             ending.cancel()
@@ -170,13 +174,11 @@ async def _leave(http: HttpRequest) -> None:
 
 
 async def _stream(job: _Job, answer: Answer) -> AsyncIterator[str]:
-    begun: set[int] = set()
     try:
         async for come in job.events():
             sent = ""
             for choice, event in come:
-                sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish, choice not in begun)))
-                begun.add(choice)
+                sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish)))
             yield sent
         if job.request.usage:
             yield _sent(answer.last(job.usage()))

@@ -1,22 +1,22 @@
-"""Bodies of requests and answers, in the shape of OpenAI's completion API.
+"""Bodies of requests, in the shape of OpenAI's completion API; those of answers are in answers.py.
 
 `top_k`, `min_p`, `repetition_penalty`, `repetition_window`, `adaptive` and `ignore_eos` come on top of it; which fields
 there are, and what is refused, stands in fields.py.
 """
 
 import secrets
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
-from symboliclight.generate.sampling import Completion, Row, Sampling
+from symboliclight.generate.sampling import Row, Sampling
 from symboliclight.serve.fields import MESSAGE, check_off, heard
 
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
+LIKELIEST = 20  # tokens that may be asked for beside each
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -44,11 +44,13 @@ class Request:
     stream: bool
     usage: bool  # end a stream with the tokens that were used
     chat: bool
+    logprobs: int | None  # score each token, beside so many of the likeliest
+    echo: bool  # the prompt is part of the answer, and scored with it
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
-        return [Row(tokenizer, self.prompts[prompt], self.max_tokens, self.sampling, self.stop, self.stop_ids,
-                    self.seed + prompt * self.n + i) for i in range(self.n)]
+        return [Row(tokenizer, self.prompts[prompt], max(1, self.max_tokens), self.sampling, self.stop, self.stop_ids,
+                    self.seed + prompt * self.n + i, self.logprobs) for i in range(self.n)]
 
 
 def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Request:
@@ -69,15 +71,32 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         raise InputError("stop must be text, or a list of texts, none of them empty")
     limit = _integer(body, "max_tokens", defaults.max_tokens)
     limit = _integer(body, "max_completion_tokens", limit)
-    if not 1 <= limit <= LONGEST:
-        raise InputError(f"max_tokens must be positive and at most {LONGEST}, got {limit}")
+    echo = _field(body, "echo", False, bool)
+    if not (not echo) <= limit <= LONGEST:
+        raise InputError(f"max_tokens must be positive, or 0 with echo, and at most {LONGEST}, got {limit}")
     seed = _integer(body, "seed", secrets.randbits(32))
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}")
     stop_ids = {tokenizer.eos_id} | ({tokenizer.special("end"), tokenizer.special("user")} if ends else set())
     stop_ids = set() if _field(body, "ignore_eos", False, bool) else stop_ids
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
-                   _field(body, "stream", False, bool), _field(options, "include_usage", False, bool), chat)
+                   _field(body, "stream", False, bool), _field(options, "include_usage", False, bool), chat,
+                   _logprobs(body, chat), echo)
+
+
+def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
+    """How many of the likeliest tokens are told beside each, which is scored; None: it is not."""
+    if chat:
+        name, most = "top_logprobs", _integer(body, "top_logprobs", 0)
+        asked = _field(body, "logprobs", False, bool)
+        if most and not asked:
+            raise InputError("top_logprobs is of use with logprobs only; add logprobs: true")
+    else:
+        name, asked = "logprobs", body.get("logprobs", False) is not False
+        most = _integer(body, "logprobs", 0) if asked else 0
+    if not 0 <= most <= LIKELIEST:
+        raise InputError(f"{name} must be in 0..{LIKELIEST}, got {most}")
+    return most if asked else None
 
 
 def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:
@@ -170,52 +189,3 @@ def _integer(body: Mapping[str, Any], name: str, default: int) -> int:
 
 WORDS = {int: "a whole number", float: "a number", str: "text", list: "a list", bool: "true or false",
          dict: "an object"}
-
-
-class Answer:
-    """Builds the bodies that answer one request."""
-
-    def __init__(self, request: Request, model: str) -> None:
-        chat = request.chat
-        self._chat, self._seed = chat, request.seed
-        self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
-                      "object": "chat.completion" if chat else "text_completion",
-                      "created": int(time.time()), "model": model}
-
-    def whole(self, texts: Sequence[Completion], usage: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer at once: one choice a text."""
-        return self._head | {"choices": [self._choice(i, t.text, t.finish) for i, t in enumerate(texts)],
-                             "usage": usage, "seed": self._seed}
-
-    def pieces(self, index: int, text: str, finish: str, first: bool) -> Iterator[dict[str, Any]]:
-        """Chunks of a stream for what came of one text."""
-        head = self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
-        if not self._chat:
-            yield head | {"choices": [self._choice(index, text, finish)]}
-            return
-        deltas: list[dict[str, str]] = [{"role": "assistant", "content": text}] if first else []
-        deltas += [{"content": text}] if text and not first else []
-        for delta in deltas:
-            yield head | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]}
-        if finish:
-            end = {"index": index, "delta": {}, "logprobs": None, "finish_reason": _reason(finish)}
-            yield head | {"choices": [end]}
-
-    def last(self, usage: Mapping[str, Any]) -> dict[str, Any]:
-        """The chunk with the tokens that were used."""
-        return self._head | ({"object": "chat.completion.chunk"} if self._chat else {}) | {
-            "choices": [], "usage": usage, "seed": self._seed}
-
-    def _choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        return {"index": index, **said, "logprobs": None, "finish_reason": _reason(finish)}
-
-
-def usage(prompt: int, cached: int, written: int) -> dict[str, Any]:
-    """Tokens of a request: read, of them remembered from before, and written."""
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": cached}}
-
-
-def _reason(finish: str) -> str | None:
-    return {"": None, "stop": "stop"}.get(finish, "length")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from symboliclight.core.errors import InputError
+from symboliclight.generate.logprobs import Score, every_logits, scores
 from symboliclight.generate.sampling import Finish, Row, next_logits, padded_state
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.slots import slots_of
@@ -46,6 +47,9 @@ class Text:
     tell: Callable[[Event], None]
     cancelled: bool = False
     cached: int = 0  # tokens of the prompt that were remembered
+    scored: int | None = None  # score the prompt's tokens too, beside so many of the likeliest: it is read whole
+    only_read: bool = False  # end behind the prompt, and write nothing
+    scores: list[Score] = field(default_factory=list)  # of the prompt's tokens
 
 
 @dataclass(eq=False)
@@ -201,6 +205,8 @@ class Writer:
 
     def _read(self, now: _Reading, most: int) -> int:
         """Read on in a prompt, to the next multiple of a piece and at most so many tokens; what it cost in tokens."""
+        if now.text.scored is not None:
+            return self._score(now, most)
         if now.state is None:
             now.state, now.read = self.memory.find(now.ids)
             self._remembered(now, now.read)
@@ -217,12 +223,34 @@ class Writer:
             now.read = end
             if end == piece:
                 self.memory.keep(now.ids[:end], now.state.copy())
+        self._go_on(now)
+        return min(most, max(1, end - start))
+
+    def _score(self, now: _Reading, most: int) -> int:
+        """As `_read`, but with the logits after every token; a state that was remembered has none to tell."""
+        text, start = now.text, now.read
+        now.read = end = min(start + most, start + PIECE, len(now.ids))
+        try:
+            if not start:
+                text.scores = [Score(text.prompt[0], None)]
+            if start < end:
+                logits, now.state = every_logits(self.model, now.ids[None, start:end].astype(np.int64), now.state)
+                text.scores += scores(logits, text.prompt[start + 1 : end + 1], text.scored or 0)
+        except InputError as error:
+            self._round.popleft()
+            text.tell(Event(0, error=error))
+        else:
+            self.counts.prompt_tokens += end - start
+            self._go_on(now)
+        return max(1, end - start)
+
+    def _go_on(self, now: _Reading) -> None:
+        """The prompt at the front of the round goes to its end, or has been read."""
         self._round.popleft()
-        if end < last:
+        if now.read < len(now.ids):
             self._round.append(now)
         else:
             self._read_to_the_end(now)
-        return min(most, max(1, end - start))
 
     def _remembered(self, now: _Reading, tokens: int) -> None:
         now.text.cached += tokens
@@ -231,6 +259,10 @@ class Writer:
     def _read_to_the_end(self, now: _Reading) -> None:
         if now.state is None:
             now.state = padded_state(self.model, np.zeros(1, np.int64))
+        if now.text.only_read:
+            for i, row in enumerate(now.text.rows):
+                now.text.tell(Event(i, row.finish("length"), "length"))
+            return
         self.counts.prompt_tokens += 1
         self._read_up.append(now)
         if self._join(now):
