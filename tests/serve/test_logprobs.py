@@ -13,7 +13,8 @@ from symboliclight.generate.sampling import Row, Sampling, generate
 from symboliclight.measure.likelihood import encode_pair, loglikelihoods
 from symboliclight.serve.answers import spelt
 from symboliclight.serve.memory import Memory
-from symboliclight.serve.writer import Text, Writer
+from symboliclight.serve.texts import Text
+from symboliclight.serve.writer import Writer
 
 HOW = {"temperature": 1.2, "top_k": 40, "repetition_penalty": 1.3, "top_p": 0.95}
 PROMPT = "春天的风 the old city 🌊"

@@ -5,6 +5,7 @@ import pytest
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import SPECIAL_PIECES
 from symboliclight.generate.sampling import Sampling
+from symboliclight.generate.shift import Shift
 from symboliclight.serve.requests import Defaults, conversation, parse
 
 DEFAULTS = Defaults(Sampling(temperature=0.7, top_k=50), 30, ["."], turns=False)
@@ -24,11 +25,12 @@ def test_every_field_of_a_request_is_heard(small_tokenizer):
     body = {"prompt": "the", "temperature": 1, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.3,
             "repetition_window": 9, "adaptive": 0.2, "max_tokens": 7, "seed": 11, "n": 2, "stop": "x", "stream": True,
             "stream_options": {"include_usage": True}, "model": "whatever", "user": "me", "logprobs": 4, "echo": True,
-            "ignore_eos": True}
+            "ignore_eos": True, "frequency_penalty": 0.5, "presence_penalty": -1, "logit_bias": {"5": -100, "7": 1.5}}
     request = parse(body, False, small_tokenizer, DEFAULTS)
     assert request.sampling == Sampling(1, 3, 0.5, 0.1, 1.3, 9, 0.2)
     assert (request.max_tokens, request.seed, request.n, request.stop, request.stream, request.usage) == (
         7, 11, 2, ["x"], True, True)
+    assert request.shift == Shift(0.5, -1, ((5, -100), (7, 1.5)))
     assert (request.logprobs, request.echo) == (4, True)
     assert not request.stop_ids
     assert [row.done.seed for row in request.rows(small_tokenizer, 0)] == [11, 12]
@@ -54,9 +56,18 @@ def test_prompts_are_texts_or_ids(small_tokenizer, prompt, count):
     ({"logprobs": 21}, "logprobs must be in 0..20"), ({"logprobs": True}, "logprobs must be a whole number"),
     ({"logprobs": -1}, "logprobs must be in"), ({"echo": 1}, "echo must be true or false"),
     ({"best_of": 3}, "best_of is not offered"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty is not offered"),
+    ({"frequency_penalty": 2.1}, "^frequency_penalty must be in -2..2, got 2.1"),
+    ({"presence_penalty": -3}, "^presence_penalty must be in -2..2"),
+    ({"presence_penalty": float("nan")}, "^presence_penalty must be in -2..2"),
+    ({"frequency_penalty": "x"}, "frequency_penalty must be a whole number or a number"),
+    ({"logit_bias": {"5": 101}}, "logit_bias must be in -100..100, got 101 for 5"),
+    ({"logit_bias": {"5": float("nan")}}, "logit_bias must be in"),
+    ({"logit_bias": {"520": 1}}, "ids in 0..519, got 520"),
+    ({"logit_bias": {"the": 1}}, "ids in 0..519, got the"), ({"logit_bias": {"-1": 1}}, "ids in 0..519, got -1"),
+    ({"logit_bias": {"5": True}}, "logit_bias must be an object"),
+    ({"logit_bias": [5]}, "logit_bias must be an object"),
+    ({"logit_bias": {"9" * 5000: 1}}, "ids in 0..519, got 999"),
     ({"echo": True, "max_tokens": -1}, "max_tokens must be positive, or 0 with echo"),
-    ({"logit_bias": {"5": 1}}, "logit_bias is not offered"),
 ])
 def test_a_mistake_is_named(small_tokenizer, body, message):
     with pytest.raises(InputError, match=message):
@@ -155,9 +166,18 @@ def test_turns_end_at_the_pieces_that_end_them(small_tokenizer):
     assert request.max_tokens == 6
 
 
+@pytest.mark.parametrize("how", [DEFAULTS, TURNS], ids=["text", "turns"])
+def test_an_assistants_message_without_content_is_empty(small_tokenizer, how):
+    said = [*SAID, {"role": "assistant", "content": None}, *SAID]
+    empty = [*SAID, {"role": "assistant", "content": ""}, *SAID]
+    found, wanted = (parse({"messages": m}, True, small_tokenizer, how).prompts for m in (said, empty))
+    assert found == wanted
+
+
 @pytest.mark.parametrize(("messages", "message"), [
     (None, "messages must be a list"), ([], "messages must be a list"), (["a"], "needs a role"),
     ([{"role": "tool", "content": "a"}], "needs a role"), ([{"role": "user"}], "must be text"),
+    ([{"role": "user", "content": None}], "must be text"), ([{"role": "assistant", "content": 5}], "must be text"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "must be text"),
     ([{"role": "user", "content": ""}], "hold no text"),
     ([{"role": "user", "content": [{"type": "input_audio", "text": "a"}]}], "must be text"),

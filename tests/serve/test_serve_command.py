@@ -75,6 +75,22 @@ def test_a_stream_joins_to_the_text(server, alone):
     assert last["choices"] == [] and last["usage"]["completion_tokens"] > 0
 
 
+def test_penalties_and_biases_hold_for_every_choice_whole_and_streamed(server, small_tokenizer):
+    body = {"prompt": ["the", "春天"], "seed": 5, "n": 3, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    banned = small_tokenizer.encode("e")[-1]
+    shifted = {"presence_penalty": 2, "frequency_penalty": 2, "logit_bias": {str(banned): -100}, "logprobs": 0}
+    plain, whole = (server.ask("/v1/completions", body | more)[1]["choices"] for more in ({"logprobs": 0}, shifted))
+    for choice, other in zip(plain, whole, strict=True):
+        tokens = other["logprobs"]["tokens"]
+        assert "e" not in tokens and len(set(tokens)) > len(set(choice["logprobs"]["tokens"]))
+    chunks = [c["choices"][0] for c in server.stream("/v1/completions", body | shifted | {"temperature": 1.3})]
+    sampled = server.ask("/v1/completions", body | shifted | {"temperature": 1.3})[1]["choices"]
+    assert len({c["text"] for c in sampled}) == 6
+    for choice in sampled:
+        mine = [c for c in chunks if c["index"] == choice["index"]]
+        assert "".join(c["text"] for c in mine) == choice["text"] and mine[-1]["finish_reason"] == "length"
+
+
 def test_a_chat_whole_and_as_a_stream(server):
     body = {"messages": [{"role": "user", "content": "the old city"}], "seed": 1, **HOW}
     answer = server.ask("/v1/chat/completions", body)[1]

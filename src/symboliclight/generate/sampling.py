@@ -3,7 +3,7 @@
 Legend: B rows, T tokens, V vocabulary.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.generate.distribution import GREEDY, Sampling, distribution
 from symboliclight.generate.logprobs import Score, scores
+from symboliclight.generate.shift import Shift
 
 __all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 
@@ -99,6 +100,7 @@ class Row:
     def __init__(
         self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling, stop: Sequence[str] = (),
         stop_ids: Collection[int] | None = None, seed: int = 0, logprobs: int | None = None,
+        shift: Shift | None = None,
     ) -> None:
         """Arguments as those of `Generation`; with `logprobs`, each token is scored beside so many of the likeliest.
 
@@ -114,7 +116,7 @@ class Row:
         self._silent = [i for i in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
                         if i >= 0 and i not in self._stop_ids]  # ids that stand for no text
         self._max_tokens = self._room = max_tokens
-        self._logprobs = logprobs
+        self._logprobs, self._shift, self._counts = logprobs, shift, Counter[int]()
         self._recent = deque(prompt, maxlen=how.repetition_window)
         self._random = np.random.default_rng(seed)
         self._stream, self._held = tokenizer.stream(), ""
@@ -126,8 +128,8 @@ class Row:
 
     def top(self, model: Any) -> int:
         """How many of the largest logits of `model` decide the next token, masked ids included; 0: all of them."""
-        wanted = 1 if self._how.temperature < GREEDY else self._how.top_k
-        if not wanted or self._logprobs is not None or self._how.adaptive or self._how.repetition_penalty != 1:
+        how, wanted = self._how, 1 if self._how.temperature < GREEDY else self._how.top_k
+        if not wanted or how.adaptive or how.repetition_penalty != 1 or self._shift or self._logprobs is not None:
             return 0
         return wanted + len(self._silent) + max(model.config.vocab_size - self._tokenizer.vocab_size, 0)
 
@@ -136,11 +138,14 @@ class Row:
         done, given = self.done, logits if self._logprobs is None else logits.copy()
         logits = logits[: self._tokenizer.vocab_size]
         logits[self._silent] = -np.inf
+        if self._shift:
+            logits = self._shift.apply(logits, self._counts)
         ids, p = distribution(logits, self._how, self._recent)
         at = int(np.searchsorted(np.cumsum(p), self._random.random(), side="right"))
         chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
         done.ids.append(chosen)
         self._recent.append(chosen)
+        self._counts[chosen] += 1
         if self._logprobs is not None:
             done.scores += scores(given[None], [chosen], self._logprobs)
         if chosen in self._stop_ids:

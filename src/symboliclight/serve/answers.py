@@ -12,7 +12,7 @@ from typing import Any
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.generate.logprobs import Score
 from symboliclight.serve.requests import Request
-from symboliclight.serve.writer import Text
+from symboliclight.serve.texts import Text
 
 
 class Answer:

@@ -20,7 +20,8 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve.answers import Answer, usage
 from symboliclight.serve.requests import Defaults, Request, parse
-from symboliclight.serve.writer import Busy, Event, Text, Writer
+from symboliclight.serve.texts import Busy, Event, Text
+from symboliclight.serve.writer import Writer
 
 LARGEST = 8 << 20  # bytes of a request
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from symboliclight.core.errors import InputError
 from symboliclight.generate.sampling import Sampling
+from symboliclight.generate.shift import Shift
 
-SAMPLING = tuple(f.name for f in fields(Sampling))
-HEARD = frozenset(SAMPLING) | {"max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options",
-                               "ignore_eos", "logprobs"}
+HEARD = frozenset(f.name for kind in (Sampling, Shift) for f in fields(kind)) | {
+    "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options", "ignore_eos", "logprobs"}
 ONLY = {False: frozenset({"echo"}), True: frozenset({"top_logprobs"})}  # heard beside them, by whether it is a chat
 OF = {False: "prompt", True: "messages"}  # what is continued, by whether it is a chat
 SYNONYMS = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window", "n_predict": "max_tokens",
@@ -23,7 +23,7 @@ IDLE = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_
                   "keep_alive", "priority", "request_id"})  # they change no text here, whatever they hold
 OFF: Mapping[str, tuple[Any, ...]] = {  # not offered: the values that ask for nothing, beside null
     "top_logprobs": (0,), "n_probs": (0,), "echo": (False,), "suffix": ("",),
-    "logit_bias": ({}, []), "frequency_penalty": (0,), "presence_penalty": (0,), "tools": ([],), "functions": ([],),
+    "tools": ([],), "functions": ([],),
     "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
     "modalities": (["text"],), "reasoning_effort": ("none",), "verbosity": ("medium",),
     "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,), "stop_token_ids": ([],),

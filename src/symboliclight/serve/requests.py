@@ -13,6 +13,7 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
 from symboliclight.generate.sampling import Row, Sampling
+from symboliclight.generate.shift import Shift
 from symboliclight.serve.fields import MESSAGE, check_off, heard
 
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
@@ -45,12 +46,13 @@ class Request:
     usage: bool  # end a stream with the tokens that were used
     chat: bool
     logprobs: int | None  # score each token, beside so many of the likeliest
+    shift: Shift
     echo: bool  # the prompt is part of the answer, and scored with it
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
         return [Row(tokenizer, self.prompts[prompt], max(1, self.max_tokens), self.sampling, self.stop, self.stop_ids,
-                    self.seed + prompt * self.n + i, self.logprobs) for i in range(self.n)]
+                    self.seed + prompt * self.n + i, self.logprobs, self.shift) for i in range(self.n)]
 
 
 def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Request:
@@ -81,7 +83,7 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     stop_ids = set() if _field(body, "ignore_eos", False, bool) else stop_ids
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
                    _field(body, "stream", False, bool), _field(options, "include_usage", False, bool), chat,
-                   _logprobs(body, chat), echo)
+                   _logprobs(body, chat), _shift(body, tokenizer), echo)
 
 
 def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
@@ -128,6 +130,8 @@ def _content(message: Mapping[str, Any]) -> str:
         if name not in ("role", "content"):
             check_off(name, value, MESSAGE, "messages.")
     content = message.get("content")
+    if content is None and message["role"] == "assistant":  # one that called a tool
+        return ""
     if isinstance(content, list) and all(map(_is_text, content)):
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
@@ -171,6 +175,17 @@ def _sampling(body: Mapping[str, Any], defaults: Sampling) -> Sampling:
     except InputError as error:  # it names the option of the command line
         name, _, rest = str(error).partition(" ")
         raise InputError(f"{name.removeprefix('--').replace('-', '_')} {rest}") from error
+
+
+def _shift(body: Mapping[str, Any], tokenizer: Tokenizer) -> Shift:
+    bias = body.get("logit_bias") or {}
+    if not isinstance(bias, dict) or not all(type(v) in (int, float) for v in bias.values()):
+        raise InputError("logit_bias must be an object of ids and numbers, such as {\"310\": -100}")
+    for index in bias:
+        if not (index.isascii() and index.isdigit() and len(index) < 10 and int(index) < tokenizer.vocab_size):
+            raise InputError(f"logit_bias has ids in 0..{tokenizer.vocab_size - 1}, got {index:.60}")
+    numbers = {name: _field(body, name, 0, int, float) for name in ("frequency_penalty", "presence_penalty")}
+    return Shift(**numbers, logit_bias=tuple({int(index): value for index, value in bias.items()}.items()))
 
 
 def _field(body: Mapping[str, Any], name: str, default: Any, *types: type) -> Any:

@@ -11,45 +11,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from symboliclight.core.errors import InputError
 from symboliclight.generate.logprobs import Score, every_logits, scores
-from symboliclight.generate.sampling import Finish, Row, next_logits, padded_state
+from symboliclight.generate.sampling import Row, next_logits, padded_state
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.slots import slots_of
+from symboliclight.serve.texts import Busy, Event, Text
 
 PIECE = 256  # tokens of prompts read between two written ones; states at multiples of it are remembered
 STOPPING = "the server is stopping; ask again later"
-
-
-class Busy(Exception):
-    """A text is not taken, or not written to its end, because of others, or because the writer stops."""
-
-
-class Event(NamedTuple):
-    """What happened to one row of a text."""
-
-    row: int
-    piece: str = ""
-    finish: Finish = ""  # with the last piece
-    error: Exception | None = None  # the whole text has ended
-
-
-@dataclass(eq=False)
-class Text:
-    """A prompt, continued by each of `rows`. The writer's thread tells what happens; any thread may set `cancelled`."""
-
-    prompt: list[int]
-    rows: list[Row]
-    tell: Callable[[Event], None]
-    cancelled: bool = False
-    cached: int = 0  # tokens of the prompt that were remembered
-    scored: int | None = None  # score the prompt's tokens too, beside so many of the likeliest: it is read whole
-    only_read: bool = False  # end behind the prompt, and write nothing
-    scores: list[Score] = field(default_factory=list)  # of the prompt's tokens
 
 
 @dataclass(eq=False)
@@ -152,7 +126,8 @@ class Writer:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting or self._round or self._running)
+                self._changed.wait_for(lambda: self._closed or self._waiting or self._round or self._read_up
+                                       or self._running)
                 if self._closed:
                     break
             try:
