@@ -15,6 +15,7 @@ from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.generate.distribution import GREEDY, Sampling, distribution
 from symboliclight.generate.logprobs import Score, scores
 from symboliclight.generate.shift import Shift
+from symboliclight.generate.stops import Search, Stops
 
 __all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 
@@ -56,7 +57,8 @@ class Generation:
         self.state = state
         self._model, self._prompts = model, prompts
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
-        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stop, stop_ids, own)
+        stops = Stops(stop)
+        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stops, stop_ids, own)
                       for p, own in zip(prompts, seeds, strict=True)]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
@@ -98,9 +100,9 @@ class Row:
     """One text being written: draws its tokens, holds back half characters and what may become a stop string."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling, stop: Sequence[str] = (),
-        stop_ids: Collection[int] | None = None, seed: int = 0, logprobs: int | None = None,
-        shift: Shift | None = None,
+        self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling,
+        stop: Sequence[str] | Stops = (), stop_ids: Collection[int] | None = None, seed: int = 0,
+        logprobs: int | None = None, shift: Shift | None = None,
     ) -> None:
         """Arguments as those of `Generation`; with `logprobs`, each token is scored beside so many of the likeliest.
 
@@ -108,10 +110,9 @@ class Row:
         """
         if max_tokens < 1:
             raise InputError(f"--max-tokens must be positive, got {max_tokens}")
-        if not all(stop):
-            raise InputError("--stop must not be empty text")
         self.done = Completion([], "", "", seed)
-        self._tokenizer, self._how, self._stop = tokenizer, how, stop
+        self._tokenizer, self._how = tokenizer, how
+        self._search = Search(stop if isinstance(stop, Stops) else Stops(stop))
         self._stop_ids = frozenset([tokenizer.eos_id] if stop_ids is None else stop_ids)
         self._silent = [i for i in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
                         if i >= 0 and i not in self._stop_ids]  # ids that stand for no text
@@ -157,13 +158,13 @@ class Row:
 
     def push(self, index: int) -> str:
         """Text that is now certain to be part of the completion; a stop string finishes the row."""
-        self._held += self._stream.push(index)
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
+        text = self._stream.push(index)
+        self._held += text
+        begins = self._search.push(text)
+        if begins is not None:
             self.done.finish = "stop"
-            return self._show(min(found))
-        lengths = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if self._held.endswith(s[:n]))
-        return self._show(len(self._held) - max(lengths, default=0))
+            return self._show(len(self._held) - begins)
+        return self._show(len(self._held) - self._search.held)
 
     def finish(self, why: Finish) -> str:
         """End the row; what was held back is text after all, but half a character never becomes any."""

@@ -14,6 +14,7 @@ from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
 from symboliclight.generate.sampling import Row, Sampling
 from symboliclight.generate.shift import Shift
+from symboliclight.generate.stops import Stops
 from symboliclight.serve.fields import MESSAGE, check_off, heard
 
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
@@ -51,7 +52,8 @@ class Request:
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
-        return [Row(tokenizer, self.prompts[prompt], max(1, self.max_tokens), self.sampling, self.stop, self.stop_ids,
+        stops = Stops(self.stop)
+        return [Row(tokenizer, self.prompts[prompt], max(1, self.max_tokens), self.sampling, stops, self.stop_ids,
                     self.seed + prompt * self.n + i, self.logprobs, self.shift) for i in range(self.n)]
 
 
