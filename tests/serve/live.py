@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,19 +16,22 @@ class Server:
                                         stderr=subprocess.PIPE, text=True)
         self.line = self.process.stdout.readline()
         if self.line:
-            self.port = int(self.line.split("/v1")[0].rsplit(":", 1)[1])
+            self.port = int(re.search(r":(\d+)/", self.line)[1])
 
     def connect(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def ask(self, path, body=None, raw=None, **headers):
         """(status, JSON)"""
+        answer = self.open(path, body, raw, **headers)
+        return answer.status, json.loads(answer.read())
+
+    def open(self, path, body=None, raw=None, method=None, **headers):
         link = self.connect()
         data = raw if raw is not None else None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        link.request("GET" if data is None else "POST", path, data, headers)
-        answer = link.getresponse()
-        return answer.status, json.loads(answer.read())
+        link.request(method or ("GET" if data is None else "POST"), path, data, headers)
+        return link.getresponse()
 
     def stream(self, path, body):
         link = self.connect()

@@ -221,6 +221,9 @@ def test_a_line_for_every_request_goes_to_stderr(small_checkpoint):
     (["--slots", "0"], "--slots must be at least 1"), (["--memory", "-1"], "--memory must be"),
     (["--key-file", "/nowhere"], "cannot read /nowhere"), (["--temperature", "-1"], "--temperature must be"),
     (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+    (["--max-prompt", "0"], "--max-prompt must be at least 1"), (["--cors", "example.org"], "--cors wants an origin"),
+    (["--cors", "https://a.org/b"], "--cors wants an origin"), (["--api-prefix", "model"], "--api-prefix wants a path"),
+    (["--api-prefix", "/a/"], "--api-prefix wants a path"), (["--api-prefix", "/{x}"], "--api-prefix wants a path"),
     (["--port", "99999"], "cannot listen"), (["--model", "/nowhere"], "/nowhere"),
 ])
 def test_bad_options_are_one_line(small_checkpoint, options, message):

@@ -4,23 +4,28 @@ import asyncio
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve.answers import Answer, usage
+from symboliclight.serve.metrics import CONTENT, Requests, exposition
 from symboliclight.serve.requests import Defaults, Request, parse
 from symboliclight.serve.texts import Busy, Event, Text
+from symboliclight.serve.tokens import detokenize, tokenize
 from symboliclight.serve.writer import Writer
 
 LARGEST = 8 << 20  # bytes of a request
@@ -35,6 +40,9 @@ class Service:
     writer: Writer
     defaults: Defaults
     key: str | None = None  # what a request must bear; None: nothing
+    origins: Sequence[str] = ()  # whose pages may ask; *: all
+    prefix: str = ""  # of all paths
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)  # path and status -> requests
 
 
 class _Refused(Exception):
@@ -117,6 +125,20 @@ class _Routes:
         if hasattr(writer.model, "stats"):
             found["runtime"] = await run_in_threadpool(writer.model.stats)
         return JSONResponse(found)
+
+    async def metrics(self, http: HttpRequest) -> Response:
+        self._admit(http)
+        return Response(exposition(self._service.writer, self._service.answered), media_type=CONTENT)
+
+    async def tokenize(self, http: HttpRequest) -> Response:
+        return await self._convert(http, tokenize)
+
+    async def detokenize(self, http: HttpRequest) -> Response:
+        return await self._convert(http, detokenize)
+
+    async def _convert(self, http: HttpRequest, convert: Callable[[Any, Tokenizer], dict[str, Any]]) -> Response:
+        self._admit(http)
+        return JSONResponse(await run_in_threadpool(convert, await _body(http), self._service.tokenizer))
 
     def _admit(self, http: HttpRequest) -> None:
         key = self._service.key
@@ -222,12 +244,20 @@ async def _gone(http: HttpRequest, error: Exception) -> Response:
 
 def create_app(service: Service) -> Starlette:
     """The application, for any ASGI server."""
-    routes = _Routes(service)
+    routes, prefix = _Routes(service), service.prefix
+    served: list[BaseRoute] = [
+        Route("/v1/completions", routes.completions, methods=["POST"]),
+        Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
+        Route("/tokenize", routes.tokenize, methods=["POST"]),
+        Route("/detokenize", routes.detokenize, methods=["POST"]),
+        Route("/health", routes.health), Route("/stats", routes.stats), Route("/metrics", routes.metrics)]
+    paths = {prefix + route.path for route in served if isinstance(route, Route)}
+    counting = Middleware(Requests, service.answered, paths)
+    cors = Middleware(CORSMiddleware, service.origins, ("GET", "POST"), ("Authorization", "Content-Type"))
     return Starlette(
-        routes=[Route("/v1/completions", routes.completions, methods=["POST"]),
-                Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-                Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
-                Route("/health", routes.health), Route("/stats", routes.stats)],
+        routes=[Mount(prefix, routes=served)] if prefix else served,
+        middleware=[counting, cors] if service.origins else [counting],
         exception_handlers={InputError: _refused, _Refused: _refused, Busy: _busy, ClientDisconnect: _gone,
                             HTTPException: _nowhere, Exception: _failed},
     )

@@ -30,6 +30,7 @@ class Defaults:
     max_tokens: int
     stop: Sequence[str]
     turns: bool  # mark turns with special pieces, for a model that was trained with them
+    max_prompt: int | None = None  # tokens of a prompt
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         prompts, ends = [conversation(body.get("messages"), defaults.turns, tokenizer)], defaults.turns
     else:
         prompts, ends = _prompts(body.get("prompt"), tokenizer), False
+    _check_length(prompts, defaults.max_prompt)
     if not 1 <= n * len(prompts) <= MOST:
         raise InputError(f"n must be at least 1, and n times the prompts at most {MOST}, got {n} times {len(prompts)}")
     stop = _field(body, "stop", defaults.stop, str, list, tuple)
@@ -101,6 +103,12 @@ def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
     if not 0 <= most <= LIKELIEST:
         raise InputError(f"{name} must be in 0..{LIKELIEST}, got {most}")
     return most if asked else None
+
+
+def _check_length(prompts: list[list[int]], most: int | None) -> None:
+    longest = max(map(len, prompts))
+    if most is not None and longest > most:
+        raise InputError(f"the prompt has {longest} tokens, this server reads {most} at most; shorten it")
 
 
 def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:

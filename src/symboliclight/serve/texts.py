@@ -32,4 +32,5 @@ class Text:
     cached: int = 0  # tokens of the prompt that were remembered
     scored: int | None = None  # score the prompt's tokens too, beside so many of the likeliest: it is read whole
     only_read: bool = False  # end behind the prompt, and write nothing
+    submitted: float = 0.0  # when, by the monotonic clock
     scores: list[Score] = field(default_factory=list)  # of the prompt's tokens

@@ -7,6 +7,7 @@ batch and the pieces, so a text is the same, bit for bit, whoever else is read a
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from symboliclight.core.errors import InputError
 from symboliclight.generate.logprobs import Score, every_logits, scores
 from symboliclight.generate.sampling import Row, next_logits, padded_state
 from symboliclight.serve.memory import Memory
+from symboliclight.serve.metrics import BETWEEN, FIRST, Counts, Histogram
 from symboliclight.serve.slots import slots_of
 from symboliclight.serve.texts import Busy, Event, Text
 
@@ -46,21 +48,11 @@ class _Running:
     text: Text
     index: int  # of the row in its text
     token: int  # chosen, not read yet
+    last: float | None = None  # when a token was written
 
     @property
     def row(self) -> Row:
         return self.text.rows[self.index]
-
-
-@dataclass
-class Counts:
-    """What the writer has done since it started."""
-
-    texts: int = 0
-    prompt_tokens: int = 0  # read, remembered ones not counted
-    cached_tokens: int = 0
-    written_tokens: int = 0
-    steps: int = 0  # calls of the model that wrote
 
 
 @dataclass(eq=False)
@@ -72,6 +64,8 @@ class Writer:
     memory: Memory
     queue: int = 256
     counts: Counts = field(default_factory=Counts, init=False)
+    first: Histogram = field(default_factory=lambda: Histogram(FIRST), init=False)  # seconds to the first token
+    between: Histogram = field(default_factory=lambda: Histogram(BETWEEN), init=False)  # seconds from one to the next
 
     def __post_init__(self) -> None:
         self._waiting: deque[Text] = deque()
@@ -105,6 +99,8 @@ class Writer:
                 raise Busy(STOPPING)
             if len(self._waiting) + len(texts) > self.queue:
                 raise Busy(f"{len(self._waiting)} texts are waiting")
+            for text in texts:
+                text.submitted = time.monotonic()
             self._waiting.extend(texts)
             self._changed.notify()
 
@@ -259,6 +255,7 @@ class Writer:
         tokens = np.array([[r.token] for r in self._running], np.int64)
         tops = [r.row.top(self.model) for r in self._running]
         logits = self._states.advance(self.model, tokens, max(tops) if all(tops) else 0)
+        now = time.monotonic()
         self.counts.steps += 1
         self.counts.written_tokens += len(self._running)
         for r, row_logits in zip(self._running, logits, strict=True):
@@ -269,6 +266,8 @@ class Writer:
                 r.text.tell(Event(r.index, error=error))
                 continue
             r.token = r.row.done.ids[-1]
+            (self.first if r.last is None else self.between).observe(now - (r.last or r.text.submitted))
+            r.last = now
             if piece or r.row.done.finish:
                 r.text.tell(Event(r.index, piece, r.row.done.finish))
         self._leave(lambda r: bool(r.row.done.finish) or r.text.cancelled)
