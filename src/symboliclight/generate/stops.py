@@ -32,10 +32,13 @@ class Stops:
         if not all(strings):
             raise InputError("--stop must not be empty text")
         self._strings = sorted(set(strings))
+        self._first = {string[0] for string in self._strings}
         self.start = _Beginning(0, len(self._strings), 0)
 
     def after(self, state: _Beginning, character: str) -> _Beginning:
         """The longest beginning that the text ends with, after one more character."""
+        if state is self.start and character not in self._first:
+            return state
         longer = []  # states whose successor is new, the longest first
         while True:
             known = state.after.get(character)
