@@ -5,6 +5,7 @@ import pytest
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import SPECIAL_PIECES
 from symboliclight.generate.sampling import Sampling
+from symboliclight.generate.shift import Shift
 from symboliclight.serve.requests import Defaults, conversation, parse
 
 DEFAULTS = Defaults(Sampling(temperature=0.7, top_k=50), 30, ["."], turns=False)
@@ -23,12 +24,14 @@ def test_what_is_not_said_comes_from_the_server(small_tokenizer):
 def test_every_field_of_a_request_is_heard(small_tokenizer):
     body = {"prompt": "the", "temperature": 1, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.3,
             "repetition_window": 9, "adaptive": 0.2, "max_tokens": 7, "seed": 11, "n": 2, "stop": "x", "stream": True,
-            "stream_options": {"include_usage": True}, "model": "whatever", "user": "me", "logprobs": None,
-            "ignore_eos": True}
+            "stream_options": {"include_usage": True}, "model": "whatever", "user": "me", "logprobs": 4, "echo": True,
+            "ignore_eos": True, "frequency_penalty": 0.5, "presence_penalty": -1, "logit_bias": {"5": -100, "7": 1.5}}
     request = parse(body, False, small_tokenizer, DEFAULTS)
     assert request.sampling == Sampling(1, 3, 0.5, 0.1, 1.3, 9, 0.2)
     assert (request.max_tokens, request.seed, request.n, request.stop, request.stream, request.usage) == (
         7, 11, 2, ["x"], True, True)
+    assert request.shift == Shift(0.5, -1, ((5, -100), (7, 1.5)))
+    assert (request.logprobs, request.echo) == (4, True)
     assert not request.stop_ids
     assert [row.done.seed for row in request.rows(small_tokenizer, 0)] == [11, 12]
 
@@ -50,13 +53,43 @@ def test_prompts_are_texts_or_ids(small_tokenizer, prompt, count):
     ({"n": True}, "n must be a whole number"), ({"max_tokens": 0}, "max_tokens must be positive"),
     ({"seed": -1}, "seed must not"), ({"stop": ""}, "stop must be"), ({"stop": [1]}, "stop must be"),
     ({"stream": "yes"}, "stream must be true or false"), ({"stream_options": 1}, "stream_options must be an object"),
-    ({"logprobs": 5}, "logprobs is not offered"), ({"best_of": 3}, "best_of is not offered"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty is not offered"), ({"echo": True}, "echo is not offered"),
-    ({"logit_bias": {"5": 1}}, "logit_bias is not offered"),
+    ({"logprobs": 21}, "logprobs must be in 0..20"), ({"logprobs": True}, "logprobs must be a whole number"),
+    ({"logprobs": -1}, "logprobs must be in"), ({"echo": 1}, "echo must be true or false"),
+    ({"best_of": 3}, "best_of is not offered"),
+    ({"frequency_penalty": 2.1}, "^frequency_penalty must be in -2..2, got 2.1"),
+    ({"presence_penalty": -3}, "^presence_penalty must be in -2..2"),
+    ({"presence_penalty": float("nan")}, "^presence_penalty must be in -2..2"),
+    ({"frequency_penalty": "x"}, "frequency_penalty must be a whole number or a number"),
+    ({"logit_bias": {"5": 101}}, "logit_bias must be in -100..100, got 101 for 5"),
+    ({"logit_bias": {"5": float("nan")}}, "logit_bias must be in"),
+    ({"logit_bias": {"520": 1}}, "ids in 0..519, got 520"),
+    ({"logit_bias": {"the": 1}}, "ids in 0..519, got the"), ({"logit_bias": {"-1": 1}}, "ids in 0..519, got -1"),
+    ({"logit_bias": {"5": True}}, "logit_bias must be an object"),
+    ({"logit_bias": [5]}, "logit_bias must be an object"),
+    ({"logit_bias": {"9" * 5000: 1}}, "ids in 0..519, got 999"),
+    ({"echo": True, "max_tokens": -1}, "max_tokens must be positive, or 0 with echo"),
 ])
 def test_a_mistake_is_named(small_tokenizer, body, message):
     with pytest.raises(InputError, match=message):
         parse({"prompt": "a", **body} if body and "prompt" not in body else body, False, small_tokenizer, DEFAULTS)
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ({"logprobs": 3}, "logprobs must be true or false"), ({"top_logprobs": 3}, "add logprobs: true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be in 0..20"), ({"echo": True}, "echo is not offered"),
+    ({"logprobs": True, "top_logprobs": 1.5}, "top_logprobs must be a whole number"),
+])
+def test_a_mistake_in_what_a_chat_asks_about_tokens_is_named(small_tokenizer, body, message):
+    with pytest.raises(InputError, match=message):
+        parse({"messages": SAID, **body}, True, small_tokenizer, DEFAULTS)
+
+
+def test_log_probabilities_are_off_unless_asked_for(small_tokenizer):
+    for body, wanted in (({}, None), ({"logprobs": 0}, 0), ({"logprobs": False}, None), ({"logprobs": 20}, 20)):
+        assert parse({"prompt": "a", **body}, False, small_tokenizer, DEFAULTS).logprobs == wanted
+    for body, wanted in (({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 2}, 2),
+                         ({"logprobs": False, "top_logprobs": 0}, None)):
+        assert parse({"messages": SAID, **body}, True, small_tokenizer, DEFAULTS).logprobs == wanted
 
 
 def test_lone_surrogates_are_refused(small_tokenizer):
@@ -67,7 +100,7 @@ def test_lone_surrogates_are_refused(small_tokenizer):
 @pytest.mark.parametrize(("field", "value"), [
     ("grammar", "root ::= x"), ("guided_json", {"type": "object"}), ("min_tokens", 3), ("mirostat", 2),
     ("typical_p", 0.5), ("tool_choice", "required"), ("tool_choice", {"type": "function"}), ("tools", [{}]),
-    ("response_format", {"type": "json_object"}), ("logprobs", 0), ("logprobs", True), ("seed_", 1), ("dry_base", 1),
+    ("response_format", {"type": "json_object"}), ("seed_", 1), ("dry_base", 1),
     ("stop_token_ids", [5]), ("skip_special_tokens", False), ("messages", SAID), ("xyz", 0), ("xyz", False),
     ("stream_options", {"xyz": 1}), ("best_of", 2), ("top_logprobs", 2), ("n_probs", 1), ("images", ["x"]),
 ])
@@ -133,9 +166,18 @@ def test_turns_end_at_the_pieces_that_end_them(small_tokenizer):
     assert request.max_tokens == 6
 
 
+@pytest.mark.parametrize("how", [DEFAULTS, TURNS], ids=["text", "turns"])
+def test_an_assistants_message_without_content_is_empty(small_tokenizer, how):
+    said = [*SAID, {"role": "assistant", "content": None}, *SAID]
+    empty = [*SAID, {"role": "assistant", "content": ""}, *SAID]
+    found, wanted = (parse({"messages": m}, True, small_tokenizer, how).prompts for m in (said, empty))
+    assert found == wanted
+
+
 @pytest.mark.parametrize(("messages", "message"), [
     (None, "messages must be a list"), ([], "messages must be a list"), (["a"], "needs a role"),
     ([{"role": "tool", "content": "a"}], "needs a role"), ([{"role": "user"}], "must be text"),
+    ([{"role": "user", "content": None}], "must be text"), ([{"role": "assistant", "content": 5}], "must be text"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "must be text"),
     ([{"role": "user", "content": ""}], "hold no text"),
     ([{"role": "user", "content": [{"type": "input_audio", "text": "a"}]}], "must be text"),

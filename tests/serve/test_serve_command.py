@@ -1,10 +1,8 @@
 """The server as a process, and requests over a real connection."""
 
 import asyncio
-import http.client
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,49 +11,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from live import SERVE, Server
 
 from symboliclight import engine
 from symboliclight.commands.serve import _listen
 from symboliclight.generate.sampling import Sampling, generate
 
-SERVE = [sys.executable, "-m", "symboliclight.commands.cli", "serve"]
 HOW = {"temperature": 0.9, "top_k": 30}
-
-
-class Server:
-    def __init__(self, *options):
-        self.process = subprocess.Popen([*SERVE, "--port", "0", *options], stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
-        self.line = self.process.stdout.readline()
-        if self.line:
-            self.port = int(self.line.split("/v1")[0].rsplit(":", 1)[1])
-
-    def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-
-    def ask(self, path, body=None, raw=None, **headers):
-        """(status, JSON)"""
-        link = self.connect()
-        data = raw if raw is not None else None if body is None else json.dumps(body)
-        headers = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        link.request("GET" if data is None else "POST", path, data, headers)
-        answer = link.getresponse()
-        return answer.status, json.loads(answer.read())
-
-    def stream(self, path, body):
-        link = self.connect()
-        link.request("POST", path, json.dumps({**body, "stream": True}), {"Content-Type": "application/json"})
-        lines = [x.removeprefix("data: ") for x in link.getresponse().read().decode().split("\n\n") if x]
-        assert lines[-1] == "[DONE]"
-        return [json.loads(line) for line in lines[:-1]]
-
-    def running(self):
-        return self.ask("/health")[1]["running"]
-
-    def stop(self, how=signal.SIGINT):
-        self.process.send_signal(how)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +73,22 @@ def test_a_stream_joins_to_the_text(server, alone):
         assert "".join(c["text"] for c in mine) == alone(prompt, 5 + i, max_tokens=30)[0].text
         assert [c["finish_reason"] for c in mine if c["finish_reason"]] == [mine[-1]["finish_reason"]]
     assert last["choices"] == [] and last["usage"]["completion_tokens"] > 0
+
+
+def test_penalties_and_biases_hold_for_every_choice_whole_and_streamed(server, small_tokenizer):
+    body = {"prompt": ["the", "春天"], "seed": 5, "n": 3, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    banned = small_tokenizer.encode("e")[-1]
+    shifted = {"presence_penalty": 2, "frequency_penalty": 2, "logit_bias": {str(banned): -100}, "logprobs": 0}
+    plain, whole = (server.ask("/v1/completions", body | more)[1]["choices"] for more in ({"logprobs": 0}, shifted))
+    for choice, other in zip(plain, whole, strict=True):
+        tokens = other["logprobs"]["tokens"]
+        assert "e" not in tokens and len(set(tokens)) > len(set(choice["logprobs"]["tokens"]))
+    chunks = [c["choices"][0] for c in server.stream("/v1/completions", body | shifted | {"temperature": 1.3})]
+    sampled = server.ask("/v1/completions", body | shifted | {"temperature": 1.3})[1]["choices"]
+    assert len({c["text"] for c in sampled}) == 6
+    for choice in sampled:
+        mine = [c for c in chunks if c["index"] == choice["index"]]
+        assert "".join(c["text"] for c in mine) == choice["text"] and mine[-1]["finish_reason"] == "length"
 
 
 def test_a_chat_whole_and_as_a_stream(server):
@@ -243,6 +221,9 @@ def test_a_line_for_every_request_goes_to_stderr(small_checkpoint):
     (["--slots", "0"], "--slots must be at least 1"), (["--memory", "-1"], "--memory must be"),
     (["--key-file", "/nowhere"], "cannot read /nowhere"), (["--temperature", "-1"], "--temperature must be"),
     (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+    (["--max-prompt", "0"], "--max-prompt must be at least 1"), (["--cors", "example.org"], "--cors wants an origin"),
+    (["--cors", "https://a.org/b"], "--cors wants an origin"), (["--api-prefix", "model"], "--api-prefix wants a path"),
+    (["--api-prefix", "/a/"], "--api-prefix wants a path"), (["--api-prefix", "/{x}"], "--api-prefix wants a path"),
     (["--port", "99999"], "cannot listen"), (["--model", "/nowhere"], "/nowhere"),
 ])
 def test_bad_options_are_one_line(small_checkpoint, options, message):

@@ -14,7 +14,8 @@ from symboliclight.generate.sampling import Row, Sampling
 from symboliclight.serve.memory import Memory
 from symboliclight.serve.requests import Defaults, parse
 from symboliclight.serve.spikes import Meter, chosen, sites
-from symboliclight.serve.writer import Text, Writer
+from symboliclight.serve.texts import Text
+from symboliclight.serve.writer import Writer
 
 HOW = {"temperature": 0.9, "top_k": 30}
 DEFAULTS = Defaults(Sampling(), 20, (), False)

@@ -11,7 +11,8 @@ from symboliclight.core.errors import InputError
 from symboliclight.generate.sampling import Row, Sampling, generate
 from symboliclight.serve import writer as writing
 from symboliclight.serve.memory import Memory
-from symboliclight.serve.writer import Busy, Text, Writer
+from symboliclight.serve.texts import Busy, Text
+from symboliclight.serve.writer import Writer
 
 HOW = Sampling(temperature=1.1, top_k=40)
 PROMPTS = ["the old city", "春天的风", "def add(a, b):\n\treturn a", "the light fell on the river; " * 6, ""]
@@ -160,6 +161,15 @@ def test_a_text_of_many_rows_leaves_no_place_empty(model, small_tokenizer):
         late.wait()
         endless.text.cancelled = True
     assert many.done == generate(model, small_tokenizer, [many.text.prompt] * 4, 20, HOW, stop_ids=())
+
+
+def test_rows_that_wait_for_places_get_them_when_all_others_end_at_once(model, small_tokenizer):
+    first, second = (Told(small_tokenizer, p, n=3, max_tokens=20) for p in ("a", "b"))
+    with Writer(model, 4, Memory(0)) as writer:
+        writer.submit([first.text, second.text])
+        for told in (first, second):  # two rows of the second have no place until the last of the others has ended
+            told.wait()
+    assert second.done == generate(model, small_tokenizer, [second.text.prompt] * 3, 20, HOW, stop_ids=())
 
 
 def test_a_cancelled_text_makes_room_for_another(model, small_tokenizer):

@@ -1,6 +1,7 @@
 """`symboliclight serve`."""
 
 import argparse
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ def add(commands: Any) -> None:
     p.add_argument("--turns", action="store_true",
                    help="mark turns of a conversation with <|user|>, <|assistant|> and <|end|>, for a model that was "
                         "trained with them")
+    p.add_argument("--max-prompt", type=int, metavar="TOKENS", help="refuse longer prompts (default: none)")
+    p.add_argument("--cors", action="append", default=[], metavar="ORIGIN",
+                   help="a site whose pages may ask, such as https://example.org; *: all; may be repeated")
+    p.add_argument("--api-prefix", default="", metavar="PATH", help="path before all others, such as /model")
     p.add_argument("--log", action="store_true", help="print a line for every request on stderr")
     add_sampling(p.add_argument_group("what a request gets that does not say otherwise"), seed=False)
     p.set_defaults(run=_run)
@@ -52,7 +57,8 @@ def _run(args: argparse.Namespace) -> None:
     for name, least in (("slots", 1), ("memory", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, args.turns)
+    _check_web(args)
+    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, args.turns, args.max_prompt)
     key = _key(args.key_file)
     precision = args.precision
     if precision is None and args.device == "cpu":
@@ -64,12 +70,22 @@ def _run(args: argparse.Namespace) -> None:
     if args.turns:
         tokenizer.special("end")  # in one line now rather than with the first request
     with _listen(args.host, args.port) as listening, Writer(model, args.slots, Memory(args.memory << 20)) as writer:
-        app = create_app(Service(label_of(args.model), tokenizer, writer, defaults, key))
+        app = create_app(Service(label_of(args.model), tokenizer, writer, defaults, key, args.cors, args.api_prefix))
         host, port = listening.getsockname()[:2]
         print(f"{label_of(args.model)} at {precision or args.device}, {args.slots} texts at once: "
-              f"http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C stops)", flush=True)
+              f"http://{f'[{host}]' if ':' in host else host}:{port}{args.api_prefix}/v1 (Ctrl-C stops)", flush=True)
         run(app, listening, writer, args.log)
     print("stopped")
+
+
+def _check_web(args: argparse.Namespace) -> None:
+    if args.max_prompt is not None and args.max_prompt < 1:
+        raise InputError(f"--max-prompt must be at least 1, got {args.max_prompt}")
+    for origin in args.cors:
+        if not re.fullmatch(r"\*|https?://[^/\s*]+", origin):
+            raise InputError(f"--cors wants an origin such as https://example.org, or *, got {origin}")
+    if not re.fullmatch(r"(/[\w.~-]+)*", args.api_prefix, re.ASCII):
+        raise InputError(f"--api-prefix wants a path such as /model, without a slash at its end, got {args.api_prefix}")
 
 
 def _key(path: str | None) -> str | None:

@@ -137,6 +137,11 @@ class Tokenizer:
             raise InputError(f"the tokenizer has no special piece {piece}; use one that has it")
         return found
 
+    def piece(self, index: int) -> tuple[str, bytes]:
+        """The name of a piece, and the text bytes that it stands for: none for a control piece."""
+        data = self._lookup(index)
+        return self._sp.id_to_piece(index), data
+
     def _lookup(self, index: int) -> bytes:
         if not 0 <= index < self.vocab_size:
             raise InputError(f"token id {index} is outside the tokenizer's vocabulary of {self.vocab_size}; "

@@ -11,6 +11,7 @@ import numpy as np
 from symboliclight.core.errors import InputError
 
 GREEDY = 1e-6  # a temperature below this takes the most likely token
+DAMAGED = "the model's logits are not finite; its weights are damaged, use an earlier checkpoint"
 GROUPS = 4  # `largest` looks for k values among the maxima of this many times k groups
 
 
@@ -62,7 +63,7 @@ def distribution(logits: np.ndarray, how: Sampling, recent: Collection[int] = ()
     """Candidate ids (N,), ascending, and their probabilities (N,) float64, summing to 1, from logits (V,)."""
     z = penalise(logits, recent, how.repetition_penalty) if how.repetition_penalty != 1 and recent else logits
     if not np.isfinite(z.max()):
-        raise InputError("the model's logits are not finite; its weights are damaged, use an earlier checkpoint")
+        raise InputError(DAMAGED)
     temperature = adapted_temperature(how.temperature, _entropy(z), how.adaptive) if how.adaptive else how.temperature
     if temperature < GREEDY:
         return np.array([z.argmax()]), np.ones(1)
@@ -87,6 +88,14 @@ def largest(x: np.ndarray, k: int) -> np.ndarray:
     if len(candidates) < k:
         candidates = np.arange(len(x))
     return candidates[np.argsort(-x[candidates], kind="stable")[:k]]
+
+
+def log_sum(logits: np.ndarray) -> np.ndarray:
+    """log of the sum of exp over the last axis, in float64."""
+    top = logits.max(-1, keepdims=True)
+    shares = logits - top
+    np.exp(shares, out=shares)
+    return top[..., 0] + np.log(shares.sum(-1, dtype=np.float64))
 
 
 def _nucleus(p: np.ndarray, share: float) -> np.ndarray:

@@ -3,9 +3,9 @@
 Legend: B rows, T tokens, V vocabulary.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,9 @@ import numpy as np
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.generate.distribution import GREEDY, Sampling, distribution
+from symboliclight.generate.logprobs import Score, scores
+from symboliclight.generate.shift import Shift
+from symboliclight.generate.stops import Search, Stops
 
 __all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 
@@ -27,6 +30,7 @@ class Completion:
     text: str  # without the stop string
     finish: Finish  # "length": max_tokens; "stop": end of text or a stop string; "limit": the model reads no further
     seed: int  # gives this row again, alone or in any batch
+    scores: list[Score] = field(default_factory=list)  # of each id, where they were asked for
 
 
 class Generation:
@@ -53,7 +57,8 @@ class Generation:
         self.state = state
         self._model, self._prompts = model, prompts
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
-        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stop, stop_ids, own)
+        stops = Stops(stop)
+        self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stops, stop_ids, own)
                       for p, own in zip(prompts, seeds, strict=True)]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
@@ -95,20 +100,24 @@ class Row:
     """One text being written: draws its tokens, holds back half characters and what may become a stop string."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling, stop: Sequence[str] = (),
-        stop_ids: Collection[int] | None = None, seed: int = 0,
+        self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling,
+        stop: Sequence[str] | Stops = (), stop_ids: Collection[int] | None = None, seed: int = 0,
+        logprobs: int | None = None, shift: Shift | None = None,
     ) -> None:
-        """Arguments as those of `Generation`. Raises `InputError` for an empty stop string, or no token to write."""
+        """Arguments as those of `Generation`; with `logprobs`, each token is scored beside so many of the likeliest.
+
+        Raises `InputError` for an empty stop string, or no token to write.
+        """
         if max_tokens < 1:
             raise InputError(f"--max-tokens must be positive, got {max_tokens}")
-        if not all(stop):
-            raise InputError("--stop must not be empty text")
         self.done = Completion([], "", "", seed)
-        self._tokenizer, self._how, self._stop = tokenizer, how, stop
+        self._tokenizer, self._how = tokenizer, how
+        self._search = Search(stop if isinstance(stop, Stops) else Stops(stop))
         self._stop_ids = frozenset([tokenizer.eos_id] if stop_ids is None else stop_ids)
         self._silent = [i for i in (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
                         if i >= 0 and i not in self._stop_ids]  # ids that stand for no text
         self._max_tokens = self._room = max_tokens
+        self._logprobs, self._shift, self._counts = logprobs, shift, Counter[int]()
         self._recent = deque(prompt, maxlen=how.repetition_window)
         self._random = np.random.default_rng(seed)
         self._stream, self._held = tokenizer.stream(), ""
@@ -120,21 +129,26 @@ class Row:
 
     def top(self, model: Any) -> int:
         """How many of the largest logits of `model` decide the next token, masked ids included; 0: all of them."""
-        wanted = 1 if self._how.temperature < GREEDY else self._how.top_k
-        if not wanted or self._how.adaptive or self._how.repetition_penalty != 1:
+        how, wanted = self._how, 1 if self._how.temperature < GREEDY else self._how.top_k
+        if not wanted or how.adaptive or how.repetition_penalty != 1 or self._shift or self._logprobs is not None:
             return 0
         return wanted + len(self._silent) + max(model.config.vocab_size - self._tokenizer.vocab_size, 0)
 
     def choose(self, logits: np.ndarray) -> str:
         """Take the next token from logits (V,), which are changed; return the text that may now be shown."""
-        done = self.done
+        done, given = self.done, logits if self._logprobs is None else logits.copy()
         logits = logits[: self._tokenizer.vocab_size]
         logits[self._silent] = -np.inf
+        if self._shift:
+            logits = self._shift.apply(logits, self._counts)
         ids, p = distribution(logits, self._how, self._recent)
         at = int(np.searchsorted(np.cumsum(p), self._random.random(), side="right"))
         chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
         done.ids.append(chosen)
         self._recent.append(chosen)
+        self._counts[chosen] += 1
+        if self._logprobs is not None:
+            done.scores += scores(given[None], [chosen], self._logprobs)
         if chosen in self._stop_ids:
             return self.finish("stop")
         text = self.push(chosen)
@@ -144,13 +158,13 @@ class Row:
 
     def push(self, index: int) -> str:
         """Text that is now certain to be part of the completion; a stop string finishes the row."""
-        self._held += self._stream.push(index)
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
+        text = self._stream.push(index)
+        self._held += text
+        begins = self._search.push(text)
+        if begins is not None:
             self.done.finish = "stop"
-            return self._show(min(found))
-        lengths = (n for s in self._stop for n in range(len(s) - 1, 0, -1) if self._held.endswith(s[:n]))
-        return self._show(len(self._held) - max(lengths, default=0))
+            return self._show(len(self._held) - begins)
+        return self._show(len(self._held) - self._search.held)
 
     def finish(self, why: Finish) -> str:
         """End the row; what was held back is text after all, but half a character never becomes any."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.generate.distribution import log_sum
 from symboliclight.generate.sampling import next_logits, padded_state
 
 ROWS = 32  # sequences read at once: each holds a state
@@ -53,11 +54,11 @@ def loglikelihoods(
     longest_first = sorted(shared, key=lambda context: (len(context), longest[context]), reverse=True)
     for contexts in _batches(longest_first, lambda some: len(some) <= rows and len(some) * len(some[0]) <= TOKENS):
         logits, state = _read(model, contexts)
-        log_sum, best = _log_sum(logits), logits.argmax(-1)
+        whole, best = log_sum(logits), logits.argmax(-1)
         row_of = {i: row for row, context in enumerate(contexts) for i in shared[context] if len(pairs[i][1])}
         for i, row in row_of.items():
             first = pairs[i][1][0]
-            out[i] = float(logits[row, first] - log_sum[row]), bool(best[row] == first)
+            out[i] = float(logits[row, first] - whole[row]), bool(best[row] == first)
         rest = sorted((i for i in row_of if len(pairs[i][1]) > 1), key=lambda i: -len(pairs[i][1]))
         for part in _batches(rest, lambda some: _fits(model, rows, [pairs[i] for i in some])):
             scores = _continue(model, state.rows([row_of[i] for i in part]), [pairs[i][1] for i in part])
@@ -131,12 +132,4 @@ def token_scores(
 
 def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Negative log-likelihood (B, T) of targets (B, T) under logits (B, T, V); float64."""
-    return _log_sum(logits) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-
-
-def _log_sum(logits: np.ndarray) -> np.ndarray:
-    """log of the sum of exp over the last axis, in float64."""
-    top = logits.max(-1, keepdims=True)
-    shares = logits - top
-    np.exp(shares, out=shares)
-    return top[..., 0] + np.log(shares.sum(-1, dtype=np.float64))
+    return log_sum(logits) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]

@@ -38,6 +38,13 @@ def last_logits(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray,
         return model.head(c[:, -1]).float().cpu().numpy(), state
 
 
+def every_logits(model: Any, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+    """Read tokens (1, T); return the logits after each, (T, V) float32, and the state."""
+    with inference(model):
+        c, _, state = model.features(_on(model, tokens), state)
+        return model.head(c[0]).float().cpu().numpy(), state
+
+
 def token_nll(model: Any, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Cross-entropy (B, T) float32 in nats of targets (B, T) after tokens (B, T), both int64."""
     with inference(model):

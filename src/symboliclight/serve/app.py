@@ -4,23 +4,30 @@ import asyncio
 import contextlib
 import hmac
 import json
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve import page, spikes
-from symboliclight.serve.requests import Answer, Defaults, Request, parse, usage
-from symboliclight.serve.writer import Busy, Event, Text, Writer
+from symboliclight.serve.answers import Answer, usage
+from symboliclight.serve.metrics import CONTENT, Requests, exposition
+from symboliclight.serve.requests import Defaults, Request, parse
+from symboliclight.serve.texts import Busy, Event, Text
+from symboliclight.serve.tokens import detokenize, tokenize
+from symboliclight.serve.writer import Writer
 
 LARGEST = 8 << 20  # bytes of a request
 
@@ -34,6 +41,9 @@ class Service:
     writer: Writer
     defaults: Defaults
     key: str | None = None  # what a request must bear; None: nothing
+    origins: Sequence[str] = ()  # whose pages may ask; *: all
+    prefix: str = ""  # of all paths
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)  # path and status -> requests
 
 
 class _Refused(Exception):
@@ -57,7 +67,9 @@ class _Job:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
 
-        return Text(prompt, self.request.rows(service.tokenizer, i), tell, spikes=self.request.spikes)
+        asked = self.request
+        return Text(prompt, asked.rows(service.tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
+                    only_read=not asked.max_tokens, spikes=asked.spikes)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
         """What has come, as (choice, event), until all texts have ended. Raises the error of one that failed."""
@@ -117,6 +129,20 @@ class _Routes:
             found["runtime"] = await run_in_threadpool(writer.model.stats)
         return JSONResponse(found)
 
+    async def metrics(self, http: HttpRequest) -> Response:
+        self._admit(http)
+        return Response(exposition(self._service.writer, self._service.answered), media_type=CONTENT)
+
+    async def tokenize(self, http: HttpRequest) -> Response:
+        return await self._convert(http, tokenize)
+
+    async def detokenize(self, http: HttpRequest) -> Response:
+        return await self._convert(http, detokenize)
+
+    async def _convert(self, http: HttpRequest, convert: Callable[[Any, Tokenizer], dict[str, Any]]) -> Response:
+        self._admit(http)
+        return JSONResponse(await run_in_threadpool(convert, await _body(http), self._service.tokenizer))
+
     def _admit(self, http: HttpRequest) -> None:
         key = self._service.key
         given = http.headers.get("authorization", "").removeprefix("Bearer ")
@@ -127,7 +153,8 @@ class _Routes:
         self._admit(http)
         service, body = self._service, await _body(http)
         request = await run_in_threadpool(parse, body, chat, service.tokenizer, service.defaults)
-        job, answer = _Job(service, request), Answer(request, service.name)
+        job = _Job(service, request)
+        answer = Answer(request, service.name, service.tokenizer, job.texts)
         service.writer.submit(job.texts)
         if request.stream:
             layout = service.writer.meter.layout() if request.spikes and service.writer.meter else None
@@ -140,7 +167,7 @@ class _Routes:
             if not ending.done():
                 return Response(status_code=499)  # nobody is there to read it
             ending.result()
-            return JSONResponse(answer.whole([row.done for text in job.texts for row in text.rows], job.usage()))
+            return JSONResponse(answer.whole(job.usage()))
         finally:
             job.cancel()
             ending.cancel()
@@ -174,7 +201,6 @@ async def _leave(http: HttpRequest) -> None:
 
 
 async def _stream(job: _Job, answer: Answer, layout: dict[str, Any] | None) -> AsyncIterator[str]:
-    begun: set[int] = set()
     try:
         if layout is not None:
             yield spikes.sent(layout)
@@ -185,8 +211,7 @@ async def _stream(job: _Job, answer: Answer, layout: dict[str, Any] | None) -> A
                     sent += spikes.sent({"index": choice} | event.spikes)
                     if not event.piece and not event.finish:
                         continue  # the text goes on with a later token
-                sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish, choice not in begun)))
-                begun.add(choice)
+                sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish)))
             yield sent
         if job.request.usage:
             yield _sent(answer.last(job.usage()))
@@ -229,12 +254,21 @@ async def _gone(http: HttpRequest, error: Exception) -> Response:
 
 def create_app(service: Service) -> Starlette:
     """The application, for any ASGI server."""
-    routes = _Routes(service)
+    routes, prefix = _Routes(service), service.prefix
+    served: list[BaseRoute] = [
+        Route("/", page.page),
+        Route("/v1/completions", routes.completions, methods=["POST"]),
+        Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
+        Route("/tokenize", routes.tokenize, methods=["POST"]),
+        Route("/detokenize", routes.detokenize, methods=["POST"]),
+        Route("/health", routes.health), Route("/stats", routes.stats), Route("/metrics", routes.metrics)]
+    paths = {prefix + route.path for route in served if isinstance(route, Route)}
+    counting = Middleware(Requests, service.answered, paths)
+    cors = Middleware(CORSMiddleware, service.origins, ("GET", "POST"), ("Authorization", "Content-Type"))
     return Starlette(
-        routes=[Route("/", page.page), Route("/v1/completions", routes.completions, methods=["POST"]),
-                Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-                Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
-                Route("/health", routes.health), Route("/stats", routes.stats)],
+        routes=[Mount(prefix, routes=served)] if prefix else served,
+        middleware=[counting, cors] if service.origins else [counting],
         exception_handlers={InputError: _refused, _Refused: _refused, Busy: _busy, ClientDisconnect: _gone,
                             HTTPException: _nowhere, Exception: _failed},
     )

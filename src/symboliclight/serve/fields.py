@@ -10,10 +10,13 @@ from typing import Any
 
 from symboliclight.core.errors import InputError
 from symboliclight.generate.sampling import Sampling
+from symboliclight.generate.shift import Shift
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
-HEARD = frozenset(SAMPLING) | {"max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options",
-                               "ignore_eos", "spikes"}
+HEARD = frozenset(f.name for kind in (Sampling, Shift) for f in fields(kind)) | {
+    "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options", "ignore_eos", "logprobs",
+    "spikes"}
+ONLY = {False: frozenset({"echo"}), True: frozenset({"top_logprobs"})}  # heard beside them, by whether it is a chat
 OF = {False: "prompt", True: "messages"}  # what is continued, by whether it is a chat
 SYNONYMS = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window", "n_predict": "max_tokens",
             "num_predict": "max_tokens", "max_new_tokens": "max_tokens"}  # of other servers
@@ -21,8 +24,8 @@ IDLE = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_
                   "prompt_cache_retention", "prediction", "parallel_tool_calls", "cache_prompt", "id_slot", "slot_id",
                   "keep_alive", "priority", "request_id"})  # they change no text here, whatever they hold
 OFF: Mapping[str, tuple[Any, ...]] = {  # not offered: the values that ask for nothing, beside null
-    "logprobs": (False,), "top_logprobs": (0,), "n_probs": (0,), "echo": (False,), "suffix": ("",),
-    "logit_bias": ({}, []), "frequency_penalty": (0,), "presence_penalty": (0,), "tools": ([],), "functions": ([],),
+    "top_logprobs": (0,), "n_probs": (0,), "echo": (False,), "suffix": ("",),
+    "tools": ([],), "functions": ([],),
     "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
     "modalities": (["text"],), "reasoning_effort": ("none",), "verbosity": ("medium",),
     "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,), "stop_token_ids": ([],),
@@ -49,7 +52,7 @@ def heard(body: Mapping[str, Any], chat: bool) -> dict[str, Any]:
         known = SYNONYMS.get(name, name)
         if value is None or name in IDLE:
             continue
-        if known in HEARD or known == OF[chat]:
+        if known in HEARD or known in ONLY[chat] or known == OF[chat]:
             if known in found and found[known] != value:
                 raise InputError(f"{name} and another name of {known} differ; give one of them")
             found[known] = value

@@ -1,22 +1,24 @@
-"""Bodies of requests and answers, in the shape of OpenAI's completion API.
+"""Bodies of requests, in the shape of OpenAI's completion API; those of answers are in answers.py.
 
 `top_k`, `min_p`, `repetition_penalty`, `repetition_window`, `adaptive`, `ignore_eos` and `spikes` come on top of it;
 which fields there are, and what is refused, stands in fields.py.
 """
 
 import secrets
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
-from symboliclight.generate.sampling import Completion, Row, Sampling
+from symboliclight.generate.sampling import Row, Sampling
+from symboliclight.generate.shift import Shift
+from symboliclight.generate.stops import Stops
 from symboliclight.serve.fields import MESSAGE, check_off, heard
 
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
+LIKELIEST = 20  # tokens that may be asked for beside each
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -28,6 +30,7 @@ class Defaults:
     max_tokens: int
     stop: Sequence[str]
     turns: bool  # mark turns with special pieces, for a model that was trained with them
+    max_prompt: int | None = None  # tokens of a prompt
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,16 @@ class Request:
     stream: bool
     usage: bool  # end a stream with the tokens that were used
     chat: bool
+    logprobs: int | None  # score each token, beside so many of the likeliest
+    shift: Shift
+    echo: bool  # the prompt is part of the answer, and scored with it
     spikes: bool = False  # tell, beside a stream, who spiked for each token
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
-        return [Row(tokenizer, self.prompts[prompt], self.max_tokens, self.sampling, self.stop, self.stop_ids,
-                    self.seed + prompt * self.n + i) for i in range(self.n)]
+        stops = Stops(self.stop)
+        return [Row(tokenizer, self.prompts[prompt], max(1, self.max_tokens), self.sampling, stops, self.stop_ids,
+                    self.seed + prompt * self.n + i, self.logprobs, self.shift) for i in range(self.n)]
 
 
 def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Request:
@@ -62,6 +69,7 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         prompts, ends = [conversation(body.get("messages"), defaults.turns, tokenizer)], defaults.turns
     else:
         prompts, ends = _prompts(body.get("prompt"), tokenizer), False
+    _check_length(prompts, defaults.max_prompt)
     if not 1 <= n * len(prompts) <= MOST:
         raise InputError(f"n must be at least 1, and n times the prompts at most {MOST}, got {n} times {len(prompts)}")
     stop = _field(body, "stop", defaults.stop, str, list, tuple)
@@ -70,8 +78,9 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         raise InputError("stop must be text, or a list of texts, none of them empty")
     limit = _integer(body, "max_tokens", defaults.max_tokens)
     limit = _integer(body, "max_completion_tokens", limit)
-    if not 1 <= limit <= LONGEST:
-        raise InputError(f"max_tokens must be positive and at most {LONGEST}, got {limit}")
+    echo = _field(body, "echo", False, bool)
+    if not (not echo) <= limit <= LONGEST:
+        raise InputError(f"max_tokens must be positive, or 0 with echo, and at most {LONGEST}, got {limit}")
     seed = _integer(body, "seed", secrets.randbits(32))
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}")
@@ -81,7 +90,29 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     if spikes and not stream:
         raise InputError("spikes come beside a stream: set stream to true, or leave spikes out")
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
-                   stream, _field(options, "include_usage", False, bool), chat, spikes)
+                   stream, _field(options, "include_usage", False, bool), chat, _logprobs(body, chat),
+                   _shift(body, tokenizer), echo, spikes)
+
+
+def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
+    """How many of the likeliest tokens are told beside each, which is scored; None: it is not."""
+    if chat:
+        name, most = "top_logprobs", _integer(body, "top_logprobs", 0)
+        asked = _field(body, "logprobs", False, bool)
+        if most and not asked:
+            raise InputError("top_logprobs is of use with logprobs only; add logprobs: true")
+    else:
+        name, asked = "logprobs", body.get("logprobs", False) is not False
+        most = _integer(body, "logprobs", 0) if asked else 0
+    if not 0 <= most <= LIKELIEST:
+        raise InputError(f"{name} must be in 0..{LIKELIEST}, got {most}")
+    return most if asked else None
+
+
+def _check_length(prompts: list[list[int]], most: int | None) -> None:
+    longest = max(map(len, prompts))
+    if most is not None and longest > most:
+        raise InputError(f"the prompt has {longest} tokens, this server reads {most} at most; shorten it")
 
 
 def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:
@@ -113,6 +144,8 @@ def _content(message: Mapping[str, Any]) -> str:
         if name not in ("role", "content"):
             check_off(name, value, MESSAGE, "messages.")
     content = message.get("content")
+    if content is None and message["role"] == "assistant":  # one that called a tool
+        return ""
     if isinstance(content, list) and all(map(_is_text, content)):
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
@@ -158,6 +191,17 @@ def _sampling(body: Mapping[str, Any], defaults: Sampling) -> Sampling:
         raise InputError(f"{name.removeprefix('--').replace('-', '_')} {rest}") from error
 
 
+def _shift(body: Mapping[str, Any], tokenizer: Tokenizer) -> Shift:
+    bias = body.get("logit_bias") or {}
+    if not isinstance(bias, dict) or not all(type(v) in (int, float) for v in bias.values()):
+        raise InputError("logit_bias must be an object of ids and numbers, such as {\"310\": -100}")
+    for index in bias:
+        if not (index.isascii() and index.isdigit() and len(index) < 10 and int(index) < tokenizer.vocab_size):
+            raise InputError(f"logit_bias has ids in 0..{tokenizer.vocab_size - 1}, got {index:.60}")
+    numbers = {name: _field(body, name, 0, int, float) for name in ("frequency_penalty", "presence_penalty")}
+    return Shift(**numbers, logit_bias=tuple({int(index): value for index, value in bias.items()}.items()))
+
+
 def _field(body: Mapping[str, Any], name: str, default: Any, *types: type) -> Any:
     value = body.get(name)
     if value is None:
@@ -174,52 +218,3 @@ def _integer(body: Mapping[str, Any], name: str, default: int) -> int:
 
 WORDS = {int: "a whole number", float: "a number", str: "text", list: "a list", bool: "true or false",
          dict: "an object"}
-
-
-class Answer:
-    """Builds the bodies that answer one request."""
-
-    def __init__(self, request: Request, model: str) -> None:
-        chat = request.chat
-        self._chat, self._seed = chat, request.seed
-        self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
-                      "object": "chat.completion" if chat else "text_completion",
-                      "created": int(time.time()), "model": model}
-
-    def whole(self, texts: Sequence[Completion], usage: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer at once: one choice a text."""
-        return self._head | {"choices": [self._choice(i, t.text, t.finish) for i, t in enumerate(texts)],
-                             "usage": usage, "seed": self._seed}
-
-    def pieces(self, index: int, text: str, finish: str, first: bool) -> Iterator[dict[str, Any]]:
-        """Chunks of a stream for what came of one text."""
-        head = self._head | ({"object": "chat.completion.chunk"} if self._chat else {})
-        if not self._chat:
-            yield head | {"choices": [self._choice(index, text, finish)]}
-            return
-        deltas: list[dict[str, str]] = [{"role": "assistant", "content": text}] if first else []
-        deltas += [{"content": text}] if text and not first else []
-        for delta in deltas:
-            yield head | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]}
-        if finish:
-            end = {"index": index, "delta": {}, "logprobs": None, "finish_reason": _reason(finish)}
-            yield head | {"choices": [end]}
-
-    def last(self, usage: Mapping[str, Any]) -> dict[str, Any]:
-        """The chunk with the tokens that were used."""
-        return self._head | ({"object": "chat.completion.chunk"} if self._chat else {}) | {
-            "choices": [], "usage": usage, "seed": self._seed}
-
-    def _choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        return {"index": index, **said, "logprobs": None, "finish_reason": _reason(finish)}
-
-
-def usage(prompt: int, cached: int, written: int) -> dict[str, Any]:
-    """Tokens of a request: read, of them remembered from before, and written."""
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": cached}}
-
-
-def _reason(finish: str) -> str | None:
-    return {"": None, "stop": "stop"}.get(finish, "length")

@@ -7,48 +7,26 @@ batch and the pieces, so a text is the same, bit for bit, whoever else is read a
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from symboliclight.core.errors import InputError
-from symboliclight.generate.sampling import Finish, Row, next_logits, padded_state
+from symboliclight.generate.logprobs import Score, every_logits, scores
+from symboliclight.generate.sampling import Row, next_logits, padded_state
 from symboliclight.serve.memory import Memory
+from symboliclight.serve.metrics import BETWEEN, FIRST, Counts, Histogram
 from symboliclight.serve.slots import slots_of
 from symboliclight.serve.spikes import Meter, told
+from symboliclight.serve.texts import Busy, Event, Text
 
 PIECE = 256  # tokens of prompts read between two written ones; states at multiples of it are remembered
 STOPPING = "the server is stopping; ask again later"
-
-
-class Busy(Exception):
-    """A text is not taken, or not written to its end, because of others, or because the writer stops."""
-
-
-class Event(NamedTuple):
-    """What happened to one row of a text."""
-
-    row: int
-    piece: str = ""
-    finish: Finish = ""  # with the last piece
-    error: Exception | None = None  # the whole text has ended
-    spikes: dict[str, Any] | None = None  # of one token, where the text asks for them: `spikes.Meter.tokens`
-
-
-@dataclass(eq=False)
-class Text:
-    """A prompt, continued by each of `rows`. The writer's thread tells what happens; any thread may set `cancelled`."""
-
-    prompt: list[int]
-    rows: list[Row]
-    tell: Callable[[Event], None]
-    cancelled: bool = False
-    cached: int = 0  # tokens of the prompt that were remembered
-    spikes: bool = False  # tell who spiked, an event a token
 
 
 @dataclass(eq=False)
@@ -71,21 +49,11 @@ class _Running:
     text: Text
     index: int  # of the row in its text
     token: int  # chosen, not read yet
+    last: float | None = None  # when a token was written
 
     @property
     def row(self) -> Row:
         return self.text.rows[self.index]
-
-
-@dataclass
-class Counts:
-    """What the writer has done since it started."""
-
-    texts: int = 0
-    prompt_tokens: int = 0  # read, remembered ones not counted
-    cached_tokens: int = 0
-    written_tokens: int = 0
-    steps: int = 0  # calls of the model that wrote
 
 
 @dataclass(eq=False)
@@ -97,6 +65,8 @@ class Writer:
     memory: Memory
     queue: int = 256
     counts: Counts = field(default_factory=Counts, init=False)
+    first: Histogram = field(default_factory=lambda: Histogram(FIRST), init=False)  # seconds to the first token
+    between: Histogram = field(default_factory=lambda: Histogram(BETWEEN), init=False)  # seconds from one to the next
 
     def __post_init__(self) -> None:
         self._waiting: deque[Text] = deque()
@@ -133,6 +103,8 @@ class Writer:
                 raise Busy(STOPPING)
             if len(self._waiting) + len(texts) > self.queue:
                 raise Busy(f"{len(self._waiting)} texts are waiting")
+            for text in texts:
+                text.submitted = time.monotonic()
             self._waiting.extend(texts)
             self._changed.notify()
 
@@ -154,7 +126,8 @@ class Writer:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting or self._round or self._running)
+                self._changed.wait_for(lambda: self._closed or self._waiting or self._round or self._read_up
+                                       or self._running)
                 if self._closed:
                     break
             try:
@@ -207,6 +180,8 @@ class Writer:
 
     def _read(self, now: _Reading, most: int) -> int:
         """Read on in a prompt, to the next multiple of a piece and at most so many tokens; what it cost in tokens."""
+        if now.text.scored is not None:
+            return self._score(now, most)
         if now.state is None:
             now.state, now.read = self.memory.find(now.ids)
             self._remembered(now, now.read)
@@ -223,12 +198,34 @@ class Writer:
             now.read = end
             if end == piece:
                 self.memory.keep(now.ids[:end], now.state.copy())
+        self._go_on(now)
+        return min(most, max(1, end - start))
+
+    def _score(self, now: _Reading, most: int) -> int:
+        """As `_read`, but with the logits after every token; a state that was remembered has none to tell."""
+        text, start = now.text, now.read
+        now.read = end = min(start + most, start + PIECE, len(now.ids))
+        try:
+            if not start:
+                text.scores = [Score(text.prompt[0], None)]
+            if start < end:
+                logits, now.state = every_logits(self.model, now.ids[None, start:end].astype(np.int64), now.state)
+                text.scores += scores(logits, text.prompt[start + 1 : end + 1], text.scored or 0)
+        except InputError as error:
+            self._round.popleft()
+            text.tell(Event(0, error=error))
+        else:
+            self.counts.prompt_tokens += end - start
+            self._go_on(now)
+        return max(1, end - start)
+
+    def _go_on(self, now: _Reading) -> None:
+        """The prompt at the front of the round goes to its end, or has been read."""
         self._round.popleft()
-        if end < last:
+        if now.read < len(now.ids):
             self._round.append(now)
         else:
             self._read_to_the_end(now)
-        return min(most, max(1, end - start))
 
     def _remembered(self, now: _Reading, tokens: int) -> None:
         now.text.cached += tokens
@@ -237,6 +234,10 @@ class Writer:
     def _read_to_the_end(self, now: _Reading) -> None:
         if now.state is None:
             now.state = padded_state(self.model, np.zeros(1, np.int64))
+        if now.text.only_read:
+            for i, row in enumerate(now.text.rows):
+                now.text.tell(Event(i, row.finish("length"), "length"))
+            return
         self.counts.prompt_tokens += 1
         self._read_up.append(now)
         if self._join(now):
@@ -262,6 +263,7 @@ class Writer:
             logits, seen = self.meter.advance(self._states, tokens, top, watched)
         else:
             logits, seen = self._states.advance(self.model, tokens, top), {}
+        now = time.monotonic()
         self.counts.steps += 1
         self.counts.written_tokens += len(self._running)
         for i, (r, row_logits) in enumerate(zip(self._running, logits, strict=True)):
@@ -272,6 +274,8 @@ class Writer:
                 r.text.tell(Event(r.index, error=error))
                 continue
             r.token = r.row.done.ids[-1]
+            (self.first if r.last is None else self.between).observe(now - (r.last or r.text.submitted))
+            r.last = now
             if i in seen:
                 seen[i] |= {"token": len(r.row.done.ids) - 1, "id": r.token}
             if piece or r.row.done.finish or i in seen:
