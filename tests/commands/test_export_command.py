@@ -65,6 +65,29 @@ def test_a_checkpoint_is_not_stored_in_integers(small_checkpoint, tmp_path, caps
     assert code == 2 and "float32 or bfloat16" in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.needs("torch")
+def test_a_checkpoint_may_be_the_mean_of_the_newest_of_a_run(small_checkpoint, tmp_path, capsys):
+    import torch
+
+    from symboliclight.core import checkpoint
+
+    config, weights = checkpoint.load(small_checkpoint)
+    tokenizer, shares = checkpoint.load_tokenizer(small_checkpoint), (5.0, 1.0, 2.0, 6.0)  # the oldest is left out
+    for step, share in enumerate(shares):
+        scaled = {name: x * share if x.dtype == torch.float32 else x for name, x in weights.items()}
+        checkpoint.save(tmp_path / f"run/step-{step:08d}", config, scaled, tokenizer)
+    (tmp_path / "run/last").symlink_to("step-00000003")
+    options = ["--model", tmp_path / "run", "--out", tmp_path / "out", "--precision", "float32"]
+    assert run(capsys, "export", "--format", "checkpoint", "--mean", 3, *options)[0] == 0
+    for name, x in checkpoint.load(tmp_path / "out")[1].items():
+        assert torch.equal(x, weights[name] * 3 if x.dtype == torch.float32 else weights[name]), name
+    for count in (0, 5):
+        code, _, err = run(capsys, "export", "--format", "checkpoint", "--mean", count, *options)
+        assert code == 2 and "holds 4 checkpoints" in err
+    code, _, err = run(capsys, "export", "--mean", 3, *options)
+    assert code == 2 and "--format checkpoint" in err
+
+
 def test_generate_runs_without_torch(small_checkpoint):
     code = ("import sys; sys.modules['torch'] = None; from symboliclight.commands.cli import main; "
             "sys.exit(main(sys.argv[1:]))")

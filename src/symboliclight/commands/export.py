@@ -42,6 +42,9 @@ def add(commands: Any) -> None:
                    help="how weights are stored; certified: float32, and 8-bit sketches that spare reading most of it, "
                         "certified-bfloat16: bfloat16 and such sketches; "
                         "under int4 spike-fed matrices and the prior keep 8 bits (default: int8)")
+    p.add_argument("--mean", type=int, metavar="N",
+                   help="of checkpoint: the mean of the weights of the newest N checkpoints of a run, which "
+                        "`train.keep` kept")
     p.add_argument("--calibrate", metavar="TEXT",
                    help="of int4: a text, or a folder of texts, by whose inputs weights are rounded; or none: each to "
                         "its nearest level, without PyTorch (default: the embedded demo corpus)")
@@ -53,17 +56,24 @@ def add(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.mean is not None and args.format != "checkpoint":
+        raise InputError(f"--mean goes with --format checkpoint, not {args.format}; export the checkpoint it writes")
     FORMATS[args.format](args)
 
 
 def _checkpoint(args: argparse.Namespace) -> None:
     import torch
 
+    from symboliclight.train.folder import newest
+
     if args.precision not in ("float32", "bfloat16"):
         raise InputError(f"--format checkpoint stores float32 or bfloat16, got {args.precision}; give --precision")
     model, tokenizer = load_weights(args.model)
+    weights = model.state_dict()
+    if args.mean is not None:
+        weights = checkpoint.mean(newest(Path(args.model), args.mean))
     dtype = getattr(torch, args.precision)
-    tensors = {name: x.to(dtype) if x.dtype == torch.float32 else x for name, x in model.state_dict().items()}
+    tensors = {name: x.to(dtype) if x.dtype == torch.float32 else x for name, x in weights.items()}
     checkpoint.save(args.out, model.config, tensors, tokenizer)
     size = checkpoint.weight_bytes(args.out)
     if args.json:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -115,6 +115,21 @@ def load(directory: str | Path, framework: Framework = "torch") -> tuple[ModelCo
         raise InputError(f"{directory / TOKENIZER} is not the tokenizer that {directory / MODEL} was trained with; "
                          "restore both from the same checkpoint")
     return config, tensors
+
+
+def mean(directories: Sequence[str | Path]) -> dict[str, Any]:
+    """The mean of the weights of several checkpoints of one run, in torch, float32, summed in float64.
+
+    Raises `InputError` if one is damaged or of other names, shapes or dtypes than the last.
+    """
+    last = load(directories[-1])[1]
+    tensors = {name: tensor.double() for name, tensor in last.items()}
+    for directory in directories[:-1]:
+        found = load(directory)[1]
+        check_tensors(Path(directory) / MODEL, found, last)
+        for name, tensor in found.items():
+            tensors[name] += tensor
+    return {name: (tensor / len(directories)).to(last[name].dtype) for name, tensor in tensors.items()}
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:

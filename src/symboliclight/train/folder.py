@@ -118,6 +118,15 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
+def newest(directory: Path, count: int) -> list[Path]:
+    """The newest `count` checkpoints of a run, oldest first. Raises `InputError` if there are fewer."""
+    found = sorted(directory.glob("step-*"))
+    if not 1 <= count <= len(found):
+        raise InputError(f"{directory} holds {len(found)} checkpoints of a run, {count} were asked for; "
+                         "give a number up to that, and train with --set train.keep=N to keep more")
+    return found[-count:]
+
+
 def link(directory: Path, name: str, target: Path) -> None:
     """Point `name` in the run folder to a checkpoint, atomically and without a copy."""
     part = directory / f".{name}.partial"
