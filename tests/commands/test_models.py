@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from symboliclight import engine
 from symboliclight.commands import cli
+from symboliclight.core import checkpoint
 from symboliclight.core.tokenizer import SPECIAL_PIECES, Tokenizer
 from symboliclight.generate.sampling import Generation, Sampling, generate
 
@@ -129,6 +131,22 @@ def test_chat_marks_turns_where_asked(call, monkeypatch, tmp_path):
     stdin(monkeypatch, f"hello\n/save {saved}\n")
     call("chat", "--turns", "--max-tokens", 4)
     assert saved.read_text(encoding="utf-8").startswith("<|user|>hello<|end|><|assistant|>")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_chat_marks_turns_by_default_for_a_model_that_learned_them(precision, small_checkpoint, monkeypatch, tmp_path,
+                                                                  capsys):
+    """Exporting keeps what a checkpoint says of itself."""
+    config, weights = checkpoint.load(small_checkpoint, "numpy")
+    checkpoint.save(tmp_path / "run", config, weights, checkpoint.load_tokenizer(small_checkpoint), turns=True)
+    assert checkpoint.load(tmp_path / "run", "numpy")[0] == config
+    engine.export(tmp_path / "run", tmp_path / "model", precision)
+    for options, begins in (((), "<|user|>hello<|end|><|assistant|>"), (("--no-turns",), "hello")):
+        saved = tmp_path / "talk.txt"
+        stdin(monkeypatch, f"hello\n/save {saved}\n")
+        assert cli.main(["chat", "--model", str(tmp_path / "model"), "--max-tokens", "4", *options]) == 0
+        assert saved.read_text(encoding="utf-8").startswith(begins)
+        assert ("not to answer" in capsys.readouterr().out) is bool(options)
 
 
 @pytest.mark.parametrize("options", [(), ("--turns",)])

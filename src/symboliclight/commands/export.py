@@ -64,17 +64,17 @@ def _run(args: argparse.Namespace) -> None:
 def _checkpoint(args: argparse.Namespace) -> None:
     import torch
 
-    from symboliclight.train.folder import newest
+    from symboliclight.train.folder import mean_of_newest
 
     if args.precision not in ("float32", "bfloat16"):
         raise InputError(f"--format checkpoint stores float32 or bfloat16, got {args.precision}; give --precision")
     model, tokenizer = load_weights(args.model)
     weights = model.state_dict()
     if args.mean is not None:
-        weights = checkpoint.mean(newest(Path(args.model), args.mean))
+        weights = mean_of_newest(Path(args.model), args.mean)
     dtype = getattr(torch, args.precision)
     tensors = {name: x.to(dtype) if x.dtype == torch.float32 else x for name, x in weights.items()}
-    checkpoint.save(args.out, model.config, tensors, tokenizer)
+    checkpoint.save(args.out, model.config, tensors, tokenizer, turns=checkpoint.has_turns(args.model))
     size = checkpoint.weight_bytes(args.out)
     if args.json:
         print_json({"format": "checkpoint", "precision": args.precision, "bytes": size})

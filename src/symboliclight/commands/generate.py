@@ -12,9 +12,11 @@ from symboliclight.commands.models import (
     add_precision,
     add_sampling,
     add_threads,
+    add_turns,
     read_text,
     sampling_of,
     token_progress,
+    turns_of,
 )
 from symboliclight.commands.output import print_json
 from symboliclight.commands.streams import utf8_text
@@ -26,8 +28,8 @@ from symboliclight.generate.runner import load_runner
 from symboliclight.generate.sampling import Completion, Generation, Sampling
 from symboliclight.interop.datasets import check_samples_folder, save_samples
 
-NOTICE = """This model was trained to continue text, not to answer. What you write is continued.
-/reset forgets everything, /save FILE keeps the conversation, /exit ends it, Ctrl-C ends a reply."""
+CONTINUES = "This model was trained to continue text, not to answer. What you write is continued."
+KEYS = "/reset forgets everything, /save FILE keeps the conversation, /exit ends it, Ctrl-C ends a reply."
 
 
 def add(commands: Any) -> None:
@@ -53,8 +55,7 @@ def add(commands: Any) -> None:
     add_device(p)
     add_threads(p)
     add_sampling(p)
-    p.add_argument("--turns", action="store_true",
-                   help="mark turns with <|user|>, <|assistant|> and <|end|>, for a model that was trained with them")
+    add_turns(p)
     p.set_defaults(run=_run_chat)
 
 
@@ -137,8 +138,9 @@ def _figures(prompt: str, prompt_tokens: int, samples: Sequence[Completion], sec
 def _run_chat(args: argparse.Namespace) -> None:
     how = sampling_of(args)
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
-    chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, args.turns)
-    print(NOTICE)
+    turns = turns_of(args)
+    chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, turns)
+    print(KEYS if turns else f"{CONTINUES}\n{KEYS}")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused alone
     while True:

@@ -12,8 +12,10 @@ from symboliclight.commands.models import (
     add_precision,
     add_sampling,
     add_threads,
+    add_turns,
     label_of,
     sampling_of,
+    turns_of,
 )
 from symboliclight.core.errors import InputError
 from symboliclight.engine import exported_precision
@@ -33,9 +35,7 @@ def add(commands: Any) -> None:
     p.add_argument("--memory", type=int, default=512, metavar="MIB",
                    help="room for states of texts that were read, so that they are not read again (default: 512)")
     p.add_argument("--key-file", metavar="FILE", help="a text file: the key that requests must bear (default: none)")
-    p.add_argument("--turns", action="store_true",
-                   help="mark turns of a conversation with <|user|>, <|assistant|> and <|end|>, for a model that was "
-                        "trained with them")
+    add_turns(p)
     p.add_argument("--max-prompt", type=int, metavar="TOKENS", help="refuse longer prompts (default: none)")
     p.add_argument("--cors", action="append", default=[], metavar="ORIGIN",
                    help="a site whose pages may ask, such as https://example.org; *: all; may be repeated")
@@ -58,7 +58,8 @@ def _run(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             raise InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     _check_web(args)
-    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, args.turns, args.max_prompt)
+    turns = turns_of(args)
+    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, turns, args.max_prompt)
     key = _key(args.key_file)
     precision = args.precision
     if precision is None and args.device == "cpu":
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> None:
     if model.config.exit_entropy is not None:
         raise InputError(f"{args.model} stops at an inner layer if all texts of a call allow it (model.exit_entropy): "
                          "each would depend on the others; set it to null in its config.json")
-    if args.turns:
+    if turns:
         tokenizer.special("end")  # in one line now rather than with the first request
     with _listen(args.host, args.port) as listening, Writer(model, args.slots, Memory(args.memory << 20)) as writer:
         app = create_app(Service(label_of(args.model), tokenizer, writer, defaults, key, args.cors, args.api_prefix))

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -53,11 +53,12 @@ class Stream(NamedTuple):
 
 
 def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any] | Stream, tokenizer: Tokenizer | None,
-         training: Training | None = None) -> None:
+         training: Training | None = None, turns: bool = False) -> None:
     """Write a checkpoint, replacing the one that is there only once the new one is complete.
 
-    `tensors` are torch tensors or numpy arrays; without a tokenizer the model computes logits only. Raises `InputError`
-    if the disk is full or `directory` holds something else; what was there before is then untouched.
+    `tensors` are torch tensors or numpy arrays; without a tokenizer the model computes logits only; `turns`: it learned
+    to answer in marked turns. Raises `InputError` if the disk is full or `directory` holds something else; what was
+    there before is then untouched.
     """
     directory = Path(directory)
     partial, old = _beside(directory)
@@ -65,7 +66,7 @@ def save(directory: str | Path, config: ModelConfig, tensors: Mapping[str, Any] 
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / STATE).parent.mkdir(parents=True)
-        save_json(partial / CONFIG, model=config)
+        save_json(partial / CONFIG, model=config, **({"turns": True} if turns else {}))
         _write_tensors(partial / MODEL, tensors, {_TOKENIZER_HASH: tokenizer.hash if tokenizer else _NO_TOKENIZER})
         if tokenizer:
             tokenizer.save(partial / TOKENIZER)
@@ -117,25 +118,15 @@ def load(directory: str | Path, framework: Framework = "torch") -> tuple[ModelCo
     return config, tensors
 
 
-def mean(directories: Sequence[str | Path]) -> dict[str, Any]:
-    """The mean of the weights of several checkpoints of one run, in torch, float32, summed in float64.
-
-    Raises `InputError` if one is damaged or of other names, shapes or dtypes than the last.
-    """
-    last = load(directories[-1])[1]
-    tensors = {name: tensor.double() for name, tensor in last.items()}
-    for directory in directories[:-1]:
-        found = load(directory)[1]
-        check_tensors(Path(directory) / MODEL, found, last)
-        for name, tensor in found.items():
-            tensors[name] += tensor
-    return {name: (tensor / len(directories)).to(last[name].dtype) for name, tensor in tensors.items()}
-
-
 def load_tokenizer(directory: str | Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint that `load` has accepted; None for weights imported without one."""
     directory = locate(directory)
     return Tokenizer.load(directory) if (directory / TOKENIZER).exists() else None
+
+
+def has_turns(directory: str | Path) -> bool:
+    """Whether a model learned to answer in turns that special pieces mark, and `chat` marks them by default."""
+    return load_json(locate(directory) / CONFIG).get("turns") is True
 
 
 def load_training(directory: str | Path) -> Training:

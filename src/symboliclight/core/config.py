@@ -276,8 +276,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def save_json(path: str | Path, **sections: Any) -> None:
-    """Write configs as one JSON file `{"format": 1, "model": {...}, ...}`."""
-    body = {"format": FORMAT, **{name: to_dict(config) for name, config in sections.items()}}
+    """Write configs, or a truth, as one JSON file `{"format": 1, "model": {...}, ...}`."""
+    body = {"format": FORMAT, **{name: config if isinstance(config, bool) else to_dict(config)
+                                 for name, config in sections.items()}}
     Path(path).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 

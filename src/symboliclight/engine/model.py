@@ -51,7 +51,7 @@ def export(directory: str | Path, out: str | Path, precision: Precision,
     config = _config(directory)
     tensors = read_checkpoint(directory / checkpoint.MODEL, config)
     found = exported_tensors(config, tensors, precision, moments=moments)
-    checkpoint.save(out, config, found, Tokenizer.load(directory))
+    checkpoint.save(out, config, found, Tokenizer.load(directory), turns=checkpoint.has_turns(directory))
 
 
 def exported_precision(directory: str | Path) -> Precision | None:

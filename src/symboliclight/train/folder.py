@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from symboliclight.core import lock, provenance
+from symboliclight.core import checkpoint, lock, provenance
 from symboliclight.core.atomic import remedy, write_atomic
 from symboliclight.core.checkpoint import LAST
 from symboliclight.core.config import RunConfig, load_json, load_run, to_dict
@@ -118,13 +118,18 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
 
-def newest(directory: Path, count: int) -> list[Path]:
-    """The newest `count` checkpoints of a run, oldest first. Raises `InputError` if there are fewer."""
+def mean_of_newest(directory: Path, count: int) -> dict[str, Any]:
+    """The mean of the weights of the newest `count` checkpoints of a run, in torch, summed in float64.
+
+    Raises `InputError` if there are fewer, or one is damaged.
+    """
     found = sorted(directory.glob("step-*"))
     if not 1 <= count <= len(found):
         raise InputError(f"{directory} holds {len(found)} checkpoints of a run, {count} were asked for; "
                          "give a number up to that, and train with --set train.keep=N to keep more")
-    return found[-count:]
+    *others, last = (checkpoint.load(path)[1] for path in found[-count:])
+    return {name: (sum((other[name].double() for other in others), tensor.double()) / count).to(tensor.dtype)
+            for name, tensor in last.items()}
 
 
 def link(directory: Path, name: str, target: Path) -> None:

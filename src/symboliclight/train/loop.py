@@ -254,7 +254,8 @@ class _Trainer:
         state = {"run": to_dict(self.wanted), "progress": asdict(self.progress), "cursor": self.batches.cursor,
                  "random": random_state(self.device), "break_evens": break_evens()}
         checkpoint.save(path, self.run.model, self.model.state_dict(), self.tokenizer,
-                        checkpoint.Training(state, state_tensors(self.optimizer, self.model)))
+                        checkpoint.Training(state, state_tensors(self.optimizer, self.model)),
+                        turns=self.run.data.loss == "answers")
         if best:
             folder.link(self.directory, folder.BEST, path)
         folder.link(self.directory, checkpoint.LAST, path)  # last: a run killed before this line repeats the one above
