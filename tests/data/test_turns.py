@@ -1,8 +1,9 @@
 """Conversations: from marked lines to turns, and from turns to ids."""
 
+import numpy as np
 import pytest
 
-from symboliclight.data.turns import encode_document, plain_text, read_turns
+from symboliclight.data.turns import Answers, encode_document, plain_text, read_turns, said
 
 ENGLISH, CHINESE, LETTERS = ("Q:", "A:"), ("问：", "答："), ("A:", "B:")
 
@@ -35,3 +36,14 @@ def test_special_pieces_in_plain_text_are_ids_only_where_that_is_wanted(small_to
     end = small_tokenizer.special("end")
     assert end in encode_document(small_tokenizer, "a<|end|>")
     assert end not in encode_document(small_tokenizer, "a<|end|>", special=False)
+
+
+def test_rows_know_who_speaks_as_the_whole_text_does(small_tokenizer):
+    talk = [encode_document(small_tokenizer, [("user", f"{i} the"), ("assistant", "old river"), ("user", "?"),
+                                              ("assistant", "!")]) for i in range(7)]
+    tokens = np.array([i for ids in talk for i in ids])
+    rows = tokens[: len(tokens) // 3 * 3].reshape(3, -1)
+    whole = Answers(tokens, small_tokenizer, "talk").hold(np.arange(rows.size)).reshape(rows.shape)
+    first = np.isin(rows, [small_tokenizer.special(x) for x in ("assistant", "user", "end")]).argmax(1)
+    known = np.arange(rows.shape[1]) >= first[:, None]
+    assert (said(rows, small_tokenizer) == (whole & known)).all() and whole.any() and not whole.all()

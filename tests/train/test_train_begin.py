@@ -1,7 +1,9 @@
 """A run that begins with the weights of another."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from training import CONFIG, go, with_train
@@ -9,6 +11,9 @@ from training import CONFIG, go, with_train
 from symboliclight.core import checkpoint
 from symboliclight.core.config import DataConfig, RunConfig
 from symboliclight.core.errors import InputError
+from symboliclight.data.turns import encode_document
+from symboliclight.model.step import token_nll
+from symboliclight.train.validate import validate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,3 +64,24 @@ def test_other_shapes_tokenizers_and_folders_are_refused_in_one_line(first, smal
     with pytest.raises(InputError, match="was trained with another tokenizer"):
         go(with_train(run, init=str(tmp_path / "foreign")), tmp_path / "third")
     assert small_tokenizer.vocab_size > other.vocab_size
+
+
+def test_a_run_on_answers_is_validated_on_answers(small_config, small_model, small_tokenizer):
+    """By hand: the mean over what the assistant says, of the losses of all tokens."""
+    talk = [("user", "the sun"), ("assistant", "old river"), ("user", "?"), ("assistant", "!")]
+    ids = np.array(encode_document(small_tokenizer, talk))
+    shards = SimpleNamespace(path="here", domains=lambda split: ["talk"], tokens=lambda split, domain: ids)
+    run = RunConfig(small_config, DataConfig("", seq_len=len(ids) - 1, loss="answers"), CONFIG)
+    found = validate(small_model, shards, small_tokenizer, run)
+    losses = token_nll(small_model, ids[None, :-1], ids[None, 1:])[0]
+    end, speaker = small_tokenizer.special("end"), None
+    answers = []
+    for token, loss in zip(ids[1:], losses, strict=True):
+        if speaker == "assistant":
+            answers.append(loss)
+        roles = [role for role in ("user", "assistant") if token == small_tokenizer.special(role)]
+        speaker = roles[0] if roles else None if token == end else speaker
+    assert found["tokens"] == len(answers) and 0 < len(answers) < len(losses)
+    assert found["nats_per_token"] == pytest.approx(np.mean(answers))
+    plain = validate(small_model, shards, small_tokenizer, replace(run, data=replace(run.data, loss="all")))
+    assert plain["nats_per_token"] == pytest.approx(losses.mean())

@@ -56,6 +56,15 @@ def encode_document(tokenizer: Tokenizer, document: Document, special: bool = Tr
     return [tokenizer.bos_id, *ids, tokenizer.eos_id]
 
 
+def said(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens of rows (B, T) the assistant says, bool (B, T), as `Answers`; nobody before the first turn."""
+    piece, others = tokenizer.special("assistant"), [tokenizer.special(role) for role in ("system", "user", "end")]
+    changes = np.isin(tokens, [piece, *others, tokenizer.bos_id, tokenizer.eos_id])
+    last = np.maximum.accumulate(np.where(changes, np.arange(tokens.shape[1]), -1), 1)
+    before = np.concatenate([np.full((len(tokens), 1), -1), last[:, :-1]], 1)  # the change before the token itself
+    return (before >= 0) & (np.take_along_axis(tokens, before, 1) == piece)
+
+
 class Answers:
     """Which tokens of a domain are said by the assistant: all after its special piece, up to and with <|end|>."""
 
