@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find src csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-avx2 test-avx2-short quick lint wheel bench sanitize fuzz arm64 docs release clean
+.PHONY: help demo test test-avx2 test-avx2-short quick lint wheel bench sanitize fuzz arm64 docs release study-checkpoints clean
 
 help:
 	@echo "make demo   install, train a tiny bilingual spiking model, compare it with GPT-2, write demo/report.html"
@@ -20,6 +20,7 @@ help:
 	@echo "make sanitize  build the native code with AddressSanitizer and UBSan and run its tests"
 	@echo "make fuzz   the same build under damaged model and state files, for ten minutes"
 	@echo "make arm64  compile the native code for arm64 and run the runtime there, under qemu-aarch64"
+	@echo "make study-checkpoints  put the five models of the study back under results/study, from the history of the repository"
 	@echo "make clean  remove the virtual environment and build files"
 
 # $(VENV)/train holds what training needs, $(VENV)/all also what tests, lint and pages need. The spiking packages that
@@ -52,6 +53,10 @@ test-avx2: $(VENV)/all
 SHORT := tests/test_golden.py tests/train/test_train.py tests/train/test_train_precision.py tests/show/test_demo.py tests/engine/test_exact.py
 test-avx2-short: $(VENV)/all
 	$(AVX2) $(PYTEST) $(SHORT)
+
+# They left the tree to keep it light; this commit holds them. A shallow clone does not: git fetch --unshallow.
+study-checkpoints:
+	git archive b06dd07 results/study/v1/checkpoints results/study/v1-plus-confirm/checkpoints | tar x
 
 quick:
 	tools/quick.sh $(PYTHON) $(WHEEL)

@@ -31,10 +31,11 @@ def shipped():
 def test_the_file_is_the_one_that_was_measured(shipped):
     weights = (runner.SHIPPED / MODEL).read_bytes()
     model, tokenizer = shipped
-    assert hashlib.sha256(weights).hexdigest() == RESULT["sha256"] and len(weights) == RESULT["bytes"] <= 12_000_000
+    assert hashlib.sha256(weights).hexdigest() == RESULT["sha256"]
+    assert len(weights) == RESULT["bytes"] <= 32_000_000
     assert model.precision == RESULT["precision"]
     assert model.config == from_dict(ModelConfig, RESULT["config"])
-    assert tokenizer.hash == RESULT["training"]["tokenizer_hash"]
+    assert tokenizer.hash == RESULT["training"][-1]["tokenizer_hash"]
 
 
 @pytest.mark.parametrize("domain", ["en_fiction", "zh_fiction"])
@@ -72,18 +73,42 @@ def finished(small_config, small_shards, tmp_path_factory):
     return folder
 
 
-def test_ship_exports_and_measures(finished, small_shards, tmp_path):
+@pytest.fixture
+def bench(tmp_path):
+    """Two English pairs, a Chinese one and a question of each kind of C3."""
+    files = {
+        "blimp/a.jsonl": [{"sentence_good": "The old river runs.", "sentence_bad": f"The old river {bad}.",
+                           "UID": "a", "linguistics_term": "agreement"} for bad in ("run", "running")],
+        "zhoblimp/b.jsonl": [{"sentence_good": "太阳很大。", "sentence_bad": "很太阳大。", "paradigm": "b",
+                              "phenomenon": "order", "UID": "b"}]}
+    for name, rows in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "c3").mkdir()
+    for kind in "dm":
+        question = [["太阳很大。"], [{"question": "什么很大？", "choice": ["太阳", "河"], "answer": "太阳"}], kind]
+        (tmp_path / f"c3/c3-{kind}-test.json").write_text(json.dumps([question]), encoding="utf-8")
+    return tmp_path
+
+
+def test_ship_exports_and_measures(finished, small_shards, bench, tmp_path):
     package, results = tmp_path / "package", tmp_path / "shipped.json"
-    done = subprocess.run([*SHIP, "--model", finished, "--data", small_shards.path, "--package", package,
-                           "--results", results], capture_output=True, text=True)
+    done = subprocess.run([*SHIP, "--model", finished, "--data", small_shards.path, "--package", package, "--phases",
+                           finished, "--bench", bench, "--beside", f"itself={finished}", "--results", results],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(results.read_text(encoding="utf-8"))
     assert found["sha256"] == hashlib.sha256((package / MODEL).read_bytes()).hexdigest()
-    assert found["training"]["tokens"] == 20 * 64 and set(found["shipped"]["domains"]) == {"english", "chinese"}
+    assert [phase["tokens"] for phase in found["training"]] == [20 * 64] * 2
+    assert set(found["shipped"]["domains"]) == {"english", "chinese"}
     exact, ours = (found[kind]["mean"]["token_weighted"]["nats_per_token"] for kind in ("float32", "shipped"))
     assert exact != ours and abs(exact - ours) < 0.01
     assert {site.split(".")[0] for site in found["shipped"]["sparsity"]["sites"]} == {"encoder", "ffn", "blocks"}
-    assert [s["prompt"] for s in found["samples"]] == list(card.PROMPTS)
+    assert len(found["stories"]["stories"]) == 40 and len(found["answers"]) == 20
+    assert found["memorised"]["passages"] == sum(d["passages"] for d in found["memorised"]["domains"].values())
+    for name, count in (("blimp", 2), ("zhoblimp", 1)):
+        assert {label: row["all"]["count"] for label, row in found["benchmarks"][name].items()} == {
+            "shipped": count, "itself": count}
     for table in card.TABLES.values():
         head, rows = table(found)
         assert rows and all(len(row) == len(head) for row in rows)

@@ -1,11 +1,12 @@
-"""What the card of a model for the torch-free runtime says: losses and silence on held-out text, samples."""
+"""What the card of a model for the torch-free runtime says: losses and silence on held-out text, what it writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.turns import reply, turn
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine
 from symboliclight.generate.sampling import Sampling, generate
@@ -16,11 +17,8 @@ from symboliclight.measure.quality import windows_of
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 HOW = Sampling(temperature=0.7, top_k=50)
-PROMPTS = (  # chosen before any answer was seen; all are shown
-    "Once upon a time", "The king looked at the sea and", "Water boils at", "def fibonacci(n):",
-    "话说天下大势", "春眠不觉晓", "水的沸点是", "他走进房间，",
-)
-TOKENS = 60  # of each sample
+CHECKS = (("ends", "ends"), ("repeats no sentence", "repeats_no_sentence"), ("keeps its people", "keeps_its_people"),
+          ("keeps its language", "keeps_its_language"), ("all four", "passes"))
 
 
 def measure(
@@ -40,25 +38,33 @@ def measure(
     return figures(tallies, {})
 
 
-def write_samples(engine: Engine, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """One continuation of every prompt by `HOW`, seed 0."""
-    ids = [tokenizer.encode(prompt, bos=True) for prompt in PROMPTS]
-    done = [generate(engine, tokenizer, [one], TOKENS, HOW, seed=0)[0] for one in ids]
-    return [{"prompt": prompt, "text": one.text} for prompt, one in zip(PROMPTS, done, strict=True)]
+def answer(
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[str], max_tokens: int,
+    on_answer: Callable[[int], None] = lambda count: None,
+) -> list[dict[str, str]]:
+    """The first answer to every question, as a turn of its own, by `HOW`, seed 0."""
+    ends, found = (tokenizer.eos_id, tokenizer.special("end"), tokenizer.special("user")), []
+    for question in questions:
+        ids = [tokenizer.bos_id, *turn(tokenizer, "user", question), *reply(tokenizer)]
+        found.append({"question": question, "text": generate(engine, tokenizer, [ids], max_tokens, HOW, stop_ids=ends,
+                                                             seed=0)[0].text})
+        on_answer(1)
+    return found
 
 
 def domains(result: dict[str, Any]) -> Table:
-    """Losses by domain and language, with what the stored precision costs."""
+    """Losses by domain and language, with what the stored precision and 4 bits cost."""
     rows: list[tuple[str, ...]] = []
     for group in ("domains", "languages"):
-        for name, found in result["shipped"][group].items():
-            whole = result["float32"][group][name]
-            rows.append((name, f"{found['tokens']:,}", f"{found['perplexity']:.1f}", f"{found['bits_per_byte']:.3f}",
-                         f"{found['perplexity'] / whole['perplexity'] - 1:+.2%}"))
-    found, whole = (result[kind]["mean"]["token_weighted"] for kind in ("shipped", "float32"))
-    rows.append(("all", f"{found['tokens']:,}", f"{found['perplexity']:.1f}", f"{found['bits_per_byte']:.3f}",
-                 f"{found['perplexity'] / whole['perplexity'] - 1:+.2%}"))
-    return ("text", "tokens", "perplexity", "bits/byte", "perplexity against float32"), rows
+        rows += [_loss(name, *(result[kind][group][name] for kind in ("shipped", "float32", "int4")))
+                 for name in result["shipped"][group]]
+    rows.append(_loss("all", *(result[kind]["mean"]["token_weighted"] for kind in ("shipped", "float32", "int4"))))
+    return ("text", "tokens", "perplexity", "bits/byte", "against float32", "4 bits against float32"), rows
+
+
+def _loss(name: str, found: dict[str, Any], whole: dict[str, Any], small: dict[str, Any]) -> tuple[str, ...]:
+    return (name, f"{found['tokens']:,}", f"{found['perplexity']:.1f}", f"{found['bits_per_byte']:.3f}",
+            *(f"{kind['perplexity'] / whole['perplexity'] - 1:+.2%}" for kind in (found, small)))
 
 
 def sites(result: dict[str, Any]) -> Table:
@@ -73,27 +79,63 @@ def sites(result: dict[str, Any]) -> Table:
 
 def facts(result: dict[str, Any]) -> Table:
     """What the file is and how it was trained."""
-    t = result["training"]
+    rows: list[tuple[str, ...]] = [("parameters", f"{result['parameters']:,}"),
+                                   ("weights", f"{result['precision']}, {result['bytes'] / 1e6:.1f} MB")]
+    for i, t in enumerate(result["training"], 1):
+        on = "answers alone" if t["loss"] == "answers" else "all tokens"
+        rows.append((f"phase {i}", f"{t['tokens']:,} tokens, loss on {on}; batch {t['batch_size']} × {t['seq_len']}, "
+                                   f"peak rate {t['lr']:g}, seed {t['seed']}; {_time(t)}"))
+    known = result["memorised"]
     return ("what", "figure"), [
-        ("parameters", f"{result['parameters']:,}"),
-        ("weights", f"{result['precision']}, {result['bytes'] / 1e6:.1f} MB"),
-        ("training", f"{t['tokens']:,} tokens; batch {t['batch_size']} × {t['seq_len']}, "
-                     f"peak rate {t['lr']:g}, seed {t['seed']}"),
-        ("training time", f"{t['hours']:.1f} hours on {t['threads']} thread{'s' * (t['threads'] > 1)}"
-         if t.get("device", "cpu") == "cpu" else f"{60 * t['hours']:.0f} minutes on one {t['device']}, shared"),
-        ("data hash", f"`{t['data_hash'][:16]}`"),
-    ]
+        *rows, ("data hash", f"`{result['training'][-1]['data_hash'][:16]}`"),
+        (f"training text that comes back: {known['tokens']} tokens after {known['tokens']}, greedily",
+         f"{known['verbatim']} of {known['passages']:,} passages")]
 
 
-def samples(result: dict[str, Any]) -> Table:
-    """All samples; line breaks are shown as ⏎."""
-    rows: list[tuple[str, ...]] = [(_line(s["prompt"]), _line(s["text"])) for s in result["samples"]]
-    return ("prompt", "continuation"), rows
+def _time(t: dict[str, Any]) -> str:
+    if t["device"] != "cpu":
+        return f"{60 * t['hours']:.0f} minutes on one {t['device']}, shared"
+    return f"{t['hours']:.1f} hours on {t['threads']} thread{'s' * (t['threads'] > 1)}"
+
+
+def benchmarks(result: dict[str, Any]) -> Table:
+    """Minimal pairs and multiple choice, beside other models."""
+    found = result["benchmarks"]
+    rows = [(label, *(_share(found[name][label]["all"]) for name in ("blimp", "zhoblimp")),
+             *(_share(found["c3"][label][kind]) for kind in ("c3-d-test", "c3-m-test"))) for label in found["blimp"]]
+    chance = [found["c3"]["shipped"][kind]["chance"] for kind in ("c3-d-test", "c3-m-test")]
+    return (("model", "BLiMP", "ZhoBLiMP", "C3 dialogue", "C3 mixed"),
+            [*rows, ("chance", "50.0%", "50.0%", *(f"{share:.1%}" for share in chance))])
+
+
+def _share(found: dict[str, Any]) -> str:
+    return f"{found['accuracy']:.1%}"
+
+
+def checks(result: dict[str, Any]) -> Table:
+    """The share of stories that passes each check."""
+    return (("stories", *(name for name, _ in CHECKS)),
+            [({"all": "all", "en": "English", "zh": "Chinese"}[language], *(f"{shares[key]:.0%}" for _, key in CHECKS))
+             for language, shares in result["stories"]["shares"].items()])
+
+
+def stories(result: dict[str, Any]) -> Table:
+    """All stories, with the checks that each fails."""
+    return ("opening", "first answer", "fails"), [
+        (_line(s["opening"]), _line(s["text"]), ", ".join(name for name, key in CHECKS[:-1] if not s[key]))
+        for s in result["stories"]["stories"]]
+
+
+def answers(result: dict[str, Any]) -> Table:
+    """All answers."""
+    return ("question", "first answer"), [(_line(a["question"]), _line(a["text"])) for a in result["answers"]]
 
 
 def _line(text: str) -> str:
+    """One line of a table: line breaks are shown as ⏎."""
     return text.replace("\n", " ⏎ ").replace("|", "\\|").replace("<", "&lt;").strip()
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Table]] = {
-    "facts": facts, "domains": domains, "sites": sites, "samples": samples}
+    "facts": facts, "domains": domains, "sites": sites, "benchmarks": benchmarks, "checks": checks, "stories": stories,
+    "answers": answers}
