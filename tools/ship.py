@@ -60,7 +60,9 @@ def main() -> int:
 def ship(args: argparse.Namespace) -> None:
     """Raises `InputError` if a run is not finished, does not fit the data, or is too large."""
     shards = Shards.open(args.data)
-    runs = [finished(run, shards) for run in [*args.phases, args.model]]
+    runs = [finished(run) for run in [*args.phases, args.model]]
+    if runs[-1]["data_hash"] != shards.data_hash:
+        raise InputError(f"{args.model} was trained on other data than {shards.path}; give its own shards")
     beside = dict(one.partition("=")[::2] for one in args.beside)
     engine.export(args.model, args.package, PRECISION)
     weights, tokenizer = args.package / checkpoint.MODEL, Tokenizer.load(args.package)
@@ -78,13 +80,11 @@ def ship(args: argparse.Namespace) -> None:
     })
 
 
-def finished(run: Path, shards: Shards) -> dict[str, Any]:
+def finished(run: Path) -> dict[str, Any]:
     """What run.json says of a run."""
     facts = load_json(run / "run.json")
     if "result" not in facts:
         raise InputError(f"{run} is not finished; run the same train command again")
-    if facts["data_hash"] != shards.data_hash:
-        raise InputError(f"{run} was trained on other data than {shards.path}; give its own shards")
     return facts
 
 
