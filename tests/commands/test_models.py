@@ -10,6 +10,7 @@ from symboliclight import engine
 from symboliclight.commands import cli
 from symboliclight.core import checkpoint
 from symboliclight.core.tokenizer import SPECIAL_PIECES, Tokenizer
+from symboliclight.generate import sampling
 from symboliclight.generate.sampling import Generation, Sampling, generate
 
 
@@ -283,3 +284,16 @@ def test_generate_writes_its_samples_as_a_dataset(call, small_checkpoint, tmp_pa
     assert load_from_disk(str(tmp_path / "one"))[0]["settings"]["stop"] == []
     err = call("generate", *options, "--dataset", tmp_path / "samples", code=2).err
     assert "is already there" in err and err.count("\n") == 1
+
+
+def test_generate_and_chat_say_that_a_text_repeats_itself(call, monkeypatch):
+    monkeypatch.setattr(sampling, "REPEATS", (5, 5))  # any five tokens
+    found = call("generate", "the old", "--max-tokens", 20)
+    assert "--no-end-repeats" in found.err and found.err.count("\n") == 1
+    assert not call("generate", "the old", "--max-tokens", 20, "--no-end-repeats").err
+    many = call("generate", "the old", "--max-tokens", 20, "--num-samples", 3)
+    assert "ended 3 of 3 samples" in many.err
+    done = json.loads(call("generate", "the old", "--max-tokens", 20, "--json").out)["samples"][0]
+    assert (done["finish"], done["tokens"]) == ("repeat", 5)
+    stdin(monkeypatch, "hello\n")
+    assert "[it repeats itself]" in call("chat", "--max-tokens", 20).out

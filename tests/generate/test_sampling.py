@@ -1,5 +1,7 @@
 """Filters on hand-made logits, distributions by frequency, and text by the contract of `Generation`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -277,3 +279,26 @@ def test_top_p_over_a_large_vocabulary_keeps_what_a_full_sort_keeps(spread, top_
     ids, kept_p = distribution(z, Sampling(temperature=1.0, top_p=top_p))
     assert ids.tolist() == sorted(wanted)
     assert np.allclose(kept_p, p[ids] / p[ids].sum(), rtol=1e-9)
+
+
+class Circling:
+    """A model that goes round the ids 300 to 300 + `circle` - 1 in every row."""
+
+    def __init__(self, vocab_size, circle):
+        self.config = SimpleNamespace(vocab_size=vocab_size)
+        self._circle = circle
+
+    def __call__(self, tokens, state=None):
+        logits = np.zeros((*tokens.shape, self.config.vocab_size), np.float32)
+        logits[:, -1][np.arange(len(tokens)), 300 + (tokens[:, -1] - 299) % self._circle] = 1
+        return logits, state or Positions(tokens.shape[1])
+
+
+@pytest.mark.parametrize(("circle", "end", "expected"), [
+    (12, True, ("repeat", 100)), (13, True, ("length", 150)), (12, False, ("length", 150))])
+def test_a_text_that_only_repeats_itself_ends_where_asked(circle, end, expected, small_tokenizer):
+    model = Circling(small_tokenizer.vocab_size, circle)
+    run = Generation(model, small_tokenizer, [[300]], 150, Sampling(temperature=0), stop_ids=(), end_repeats=end)
+    text = "".join(piece for _, piece in run)
+    assert (run.completions[0].finish, len(run.completions[0].ids)) == expected
+    assert text == run.completions[0].text == small_tokenizer.decode(run.completions[0].ids)

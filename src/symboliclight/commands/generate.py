@@ -25,7 +25,7 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
 from symboliclight.generate.runner import load_runner
-from symboliclight.generate.sampling import Completion, Generation, Sampling
+from symboliclight.generate.sampling import REPEATS, Completion, Generation, Sampling
 from symboliclight.interop.datasets import check_samples_folder, save_samples
 
 CONTINUES = "This model was trained to continue text, not to answer. What you write is continued."
@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
     add_device(p)
     add_threads(p)
     add_sampling(p)
+    _add_end_repeats(p)
     p.add_argument("--num-samples", type=int, default=1, metavar="N",
                    help="write N continuations at once; sample i has seed + i (default: 1)")
     p.add_argument("--dataset", metavar="DIR",
@@ -56,7 +57,15 @@ def add(commands: Any) -> None:
     add_threads(p)
     add_sampling(p)
     add_turns(p)
+    _add_end_repeats(p)
     p.set_defaults(run=_run_chat)
+
+
+def _add_end_repeats(parser: argparse.ArgumentParser) -> None:
+    count, different = REPEATS
+    parser.add_argument("--end-repeats", action=argparse.BooleanOptionalAction, default=True,
+                        help=f"end a text whose last {count} tokens hold no more than {different} different ones "
+                             "(default: on)")
 
 
 def _run_generate(args: argparse.Namespace) -> None:
@@ -68,7 +77,8 @@ def _run_generate(args: argparse.Namespace) -> None:
         check_samples_folder(args.dataset)
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     ids = tokenizer.encode(prompt, bos=True)
-    run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed)
+    run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed,
+                     end_repeats=args.end_repeats)
     stream = args.num_samples == 1 and not args.json and not args.no_stream
     start = time.perf_counter()
     if stream:
@@ -87,6 +97,10 @@ def _run_generate(args: argparse.Namespace) -> None:
         print_json(_figures(prompt, len(ids), run.completions, seconds))
     elif not stream:
         _print_samples(prompt, run.completions)
+    repeating = sum(done.finish == "repeat" for done in run.completions)
+    if repeating and not args.json:
+        which = "" if args.num_samples == 1 else f" {repeating} of {args.num_samples} samples"
+        print(f"ended{which}: nothing new came for {REPEATS[0]} tokens (--no-end-repeats writes on)", file=sys.stderr)
 
 
 def _prompt(args: argparse.Namespace) -> str:
@@ -139,7 +153,8 @@ def _run_chat(args: argparse.Namespace) -> None:
     how = sampling_of(args)
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     turns = turns_of(args)
-    chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, turns)
+    chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, turns,
+                args.end_repeats)
     print(KEYS if turns else f"{CONTINUES}\n{KEYS}")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused alone
@@ -168,9 +183,9 @@ class Chat:
     """One conversation. The model has read everything but `unread`; only new tokens are fed to it."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, how: Sampling, max_tokens: int, stop: Sequence[str], seed: int,
-                 turns: bool) -> None:
+                 turns: bool, end_repeats: bool) -> None:
         self._model, self._tokenizer, self._how, self._max_tokens, self._stop = model, tokenizer, how, max_tokens, stop
-        self._seed, self._turns = seed, turns
+        self._seed, self._turns, self._end_repeats = seed, turns, end_repeats
         ends = [tokenizer.special("end"), tokenizer.special("user")] if turns else []
         self._stop_ids = {tokenizer.eos_id, *ends}
         self.reset()
@@ -189,14 +204,14 @@ class Chat:
             ids = self._tokenizer.encode(heard, special=False)
         prompt = self._unread + ids
         run = Generation(self._model, self._tokenizer, [prompt], self._max_tokens, self._how, self._stop,
-                         self._stop_ids, self._seed, self._state)
+                         self._stop_ids, self._seed, self._state, self._end_repeats)
         try:
             for _, text in run:
                 _write(text)
         except KeyboardInterrupt:
             pass
         done = run.completions[0]
-        print(" [the context is full: /reset]" if done.finish == "limit" else "")
+        print({"limit": " [the context is full: /reset]", "repeat": " [it repeats itself]"}.get(done.finish, ""))
         if done.ids:
             self._state, self._unread = run.state, done.ids[-1:]
             self.text += heard + done.text

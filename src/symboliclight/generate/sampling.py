@@ -19,7 +19,8 @@ from symboliclight.generate.stops import Search, Stops
 
 __all__ = ["Completion", "Generation", "Row", "Sampling", "generate", "next_logits", "padded_state"]
 
-Finish = Literal["", "length", "stop", "limit"]
+Finish = Literal["", "length", "stop", "limit", "repeat"]
+REPEATS = 100, 12  # a text repeats itself when its last 100 tokens hold no more than 12 different ones
 
 
 @dataclass
@@ -28,7 +29,8 @@ class Completion:
 
     ids: list[int]
     text: str  # without the stop string
-    finish: Finish  # "length": max_tokens; "stop": end of text or a stop string; "limit": the model reads no further
+    finish: Finish  # "length": max_tokens; "stop": end of text or a stop string; "limit": the model reads no further;
+    #                 "repeat": it only repeats itself
     seed: int  # gives this row again, alone or in any batch
     scores: list[Score] = field(default_factory=list)  # of each id, where they were asked for
 
@@ -43,10 +45,10 @@ class Generation:
     def __init__(
         self, model: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int,
         how: Sampling | None = None, stop: Sequence[str] = (), stop_ids: Collection[int] | None = None,
-        seed: int | Sequence[int] = 0, state: Any = None,
+        seed: int | Sequence[int] = 0, state: Any = None, end_repeats: bool = False,
     ) -> None:
         """Row i draws from its own generator with seed + i, or seed[i] of a list. `stop_ids`: ids that end a row, by
-        default the eos.
+        default the eos. `end_repeats`: end a row that only repeats itself, as a small model may without end.
 
         `state` goes on from an earlier text, with one prompt. Raises `InputError` for an empty prompt or stop string.
         """
@@ -55,7 +57,7 @@ class Generation:
         if state is not None and len(prompts) != 1:
             raise InputError(f"a state goes on with one prompt, got {len(prompts)}")
         self.state = state
-        self._model, self._prompts = model, prompts
+        self._model, self._prompts, self._end_repeats = model, prompts, end_repeats
         seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
         stops = Stops(stop)
         self._rows = [Row(tokenizer, p, max_tokens, how or Sampling(), stops, stop_ids, own)
@@ -68,7 +70,10 @@ class Generation:
         while alive:
             logits, state = next_logits(self._model, tokens, state, top)
             for i, row_logits in zip(alive, logits, strict=True):
-                if text := self._rows[i].choose(row_logits):
+                text = self._rows[i].choose(row_logits)
+                if self._end_repeats and repeats(self._rows[i].done):
+                    text += self._rows[i].finish("repeat")
+                if text:
                     yield i, text
             self.state = state
             left = [k for k, i in enumerate(alive) if not self._rows[i].done.finish]
@@ -175,6 +180,12 @@ class Row:
         text, self._held = self._held[:end], self._held[end:]
         self.done.text += text
         return text
+
+
+def repeats(written: Completion) -> bool:
+    """Whether a text that has no end yet only repeats itself."""
+    count, different = REPEATS
+    return not written.finish and len(written.ids) >= count and len(set(written.ids[-count:])) <= different
 
 
 def generate(
