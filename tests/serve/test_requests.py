@@ -98,9 +98,9 @@ def test_lone_surrogates_are_refused(small_tokenizer):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("grammar", "root ::= x"), ("guided_json", {"type": "object"}), ("min_tokens", 3), ("mirostat", 2),
+    ("min_tokens", 3), ("mirostat", 2),
     ("typical_p", 0.5), ("tool_choice", "required"), ("tool_choice", {"type": "function"}), ("tools", [{}]),
-    ("response_format", {"type": "json_object"}), ("seed_", 1), ("dry_base", 1),
+    ("seed_", 1), ("dry_base", 1),
     ("stop_token_ids", [5]), ("skip_special_tokens", False), ("messages", SAID), ("xyz", 0), ("xyz", False),
     ("stream_options", {"xyz": 1}), ("best_of", 2), ("top_logprobs", 2), ("n_probs", 1), ("images", ["x"]),
 ])

@@ -62,7 +62,7 @@ class Tokenizer:
         self.piece_bytes[self.unk_id] = 0  # stands for text that nobody knows
         # A newline in its own piece and the byte only: nothing merges over it, so lines can be encoded apart.
         self._split_lines = self.exact and sum(b"\n" in b for b in self._bytes) == 2
-        self._markers = markers(model)
+        self.markers: list[str] = markers(model)  # pieces such as <|user|>, which mark and are no text
 
     def __copy__(self) -> "Tokenizer":
         return self
@@ -96,7 +96,7 @@ class Tokenizer:
         Raises `InputError` for lone surrogates, which are not Unicode text.
         """
         check_unicode(text)
-        sp = self._sp if special or not any(m in text for m in self._markers) else self._unmarked
+        sp = self._sp if special or not any(m in text for m in self.markers) else self._unmarked
         ids = self._encode_exact(text, sp) if self.exact else sp.encode(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 

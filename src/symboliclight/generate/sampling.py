@@ -12,6 +12,7 @@ import numpy as np
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.generate.constraint import Constraint
 from symboliclight.generate.distribution import GREEDY, Sampling, distribution
 from symboliclight.generate.logprobs import Score, scores
 from symboliclight.generate.shift import Shift
@@ -107,9 +108,10 @@ class Row:
     def __init__(
         self, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, how: Sampling,
         stop: Sequence[str] | Stops = (), stop_ids: Collection[int] | None = None, seed: int = 0,
-        logprobs: int | None = None, shift: Shift | None = None,
+        logprobs: int | None = None, shift: Shift | None = None, constraint: Constraint | None = None,
     ) -> None:
         """Arguments as those of `Generation`; with `logprobs`, each token is scored beside so many of the likeliest.
+        `constraint` is this row's own: the text ends where it says.
 
         Raises `InputError` for an empty stop string, or no token to write.
         """
@@ -123,6 +125,7 @@ class Row:
                         if i >= 0 and i not in self._stop_ids]  # ids that stand for no text
         self._max_tokens = self._room = max_tokens
         self._logprobs, self._shift, self._counts = logprobs, shift, Counter[int]()
+        self._constraint = constraint
         self._recent = deque(prompt, maxlen=how.repetition_window)
         self._random = np.random.default_rng(seed)
         self._stream, self._held = tokenizer.stream(), ""
@@ -135,7 +138,8 @@ class Row:
     def top(self, model: Any) -> int:
         """How many of the largest logits of `model` decide the next token, masked ids included; 0: all of them."""
         how, wanted = self._how, 1 if self._how.temperature < GREEDY else self._how.top_k
-        if not wanted or how.adaptive or how.repetition_penalty != 1 or self._shift or self._logprobs is not None:
+        if (not wanted or how.adaptive or how.repetition_penalty != 1 or self._shift or self._constraint
+                or self._logprobs is not None):
             return 0
         return wanted + len(self._silent) + max(model.config.vocab_size - self._tokenizer.vocab_size, 0)
 
@@ -146,6 +150,8 @@ class Row:
         logits[self._silent] = -np.inf
         if self._shift:
             logits = self._shift.apply(logits, self._counts)
+        if self._constraint:
+            self._constraint.mask(logits, self._stop_ids)
         ids, p = distribution(logits, self._how, self._recent)
         at = int(np.searchsorted(np.cumsum(p), self._random.random(), side="right"))
         chosen = int(ids[min(at, len(ids) - 1)])  # the sum may round to less than 1
@@ -157,6 +163,8 @@ class Row:
         if chosen in self._stop_ids:
             return self.finish("stop")
         text = self.push(chosen)
+        if self._constraint and self._constraint.push(chosen) and not done.finish:
+            text += self.finish("stop")
         if not done.finish and len(done.ids) >= self._room:
             text += self.finish("length" if len(done.ids) == self._max_tokens else "limit")
         return text

@@ -15,7 +15,8 @@ from symboliclight.generate.shift import Shift
 SAMPLING = tuple(f.name for f in fields(Sampling))
 HEARD = frozenset(f.name for kind in (Sampling, Shift) for f in fields(kind)) | {
     "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options", "ignore_eos", "logprobs",
-    "spikes"}
+    "spikes", "response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "structured_outputs"}
 ONLY = {False: frozenset({"echo"}), True: frozenset({"top_logprobs"})}  # heard beside them, by whether it is a chat
 OF = {False: "prompt", True: "messages"}  # what is continued, by whether it is a chat
 SYNONYMS = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window", "n_predict": "max_tokens",
@@ -26,17 +27,16 @@ IDLE = frozenset({"model", "user", "metadata", "store", "service_tier", "safety_
 OFF: Mapping[str, tuple[Any, ...]] = {  # not offered: the values that ask for nothing, beside null
     "top_logprobs": (0,), "n_probs": (0,), "echo": (False,), "suffix": ("",),
     "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "modalities": (["text"],), "reasoning_effort": ("none",), "verbosity": ("medium",),
     "min_tokens": (0,), "length_penalty": (1,), "use_beam_search": (False,), "stop_token_ids": ([],),
     "include_stop_str_in_output": (False,), "bad_words": ([],), "allowed_token_ids": ([],), "logits_processors": ([],),
     "truncate_prompt_tokens": (0,), "prompt_logprobs": (0,), "return_token_ids": (False,), "return_tokens": (False,),
     "typical_p": (1,), "tfs_z": (1,), "top_a": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_n_sigma": (-1, 0),
     "mirostat": (0, False), "mirostat_mode": (0,), "dynatemp_range": (0,), "xtc_probability": (0,),
-    "dry_multiplier": (0,), "n_keep": (0,), "n_discard": (0,), "grammar": ("",), "json_schema": ({},),
+    "dry_multiplier": (0,), "n_keep": (0,), "n_discard": (0,),
     "post_sampling_probs": (False,), "timings_per_token": (False,), "return_progress": (False,),
-    "guided_json": ({}, ""), "guided_regex": ("",), "guided_choice": ([],), "guided_grammar": ("",),
-    "structured_outputs": ({},), "penalize_nl": (False,), "samplers": ([],), "lora": ([],), "images": ([],),
+    "penalize_nl": (False,), "samplers": ([],), "lora": ([],), "images": ([],),
 }
 STREAM_OPTIONS = {"include_obfuscation": (False, True), "continuous_usage_stats": (False,)}  # padding of chunks only
 MESSAGE = {"tool_calls": ([],), "annotations": ([],), "refusal": ("",)}  # beside role and content

@@ -12,10 +12,12 @@ from typing import Any
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
+from symboliclight.generate.constraint import Kind, grammars
 from symboliclight.generate.sampling import Row, Sampling
 from symboliclight.generate.shift import Shift
 from symboliclight.generate.stops import Stops
 from symboliclight.serve.fields import MESSAGE, check_off, heard
+from symboliclight.serve.forms import form_of
 
 MOST, LONGEST = 128, 1_000_000  # texts one request may ask for, and tokens of each
 LIKELIEST = 20  # tokens that may be asked for beside each
@@ -51,12 +53,14 @@ class Request:
     shift: Shift
     echo: bool  # the prompt is part of the answer, and scored with it
     spikes: bool = False  # tell, beside a stream, who spiked for each token
+    form: tuple[Kind, str] | None = None  # what each text must match
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
         stops = Stops(self.stop)
         return [Row(tokenizer, self.prompts[prompt], max(1, self.max_tokens), self.sampling, stops, self.stop_ids,
-                    self.seed + prompt * self.n + i, self.logprobs, self.shift) for i in range(self.n)]
+                    self.seed + prompt * self.n + i, self.logprobs, self.shift,
+                    grammars(tokenizer).constraint(*self.form) if self.form else None) for i in range(self.n)]
 
 
 def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Request:
@@ -89,9 +93,12 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     stream, spikes = (_field(body, name, False, bool) for name in ("stream", "spikes"))
     if spikes and not stream:
         raise InputError("spikes come beside a stream: set stream to true, or leave spikes out")
+    form = form_of(body)
+    if form is not None:
+        grammars(tokenizer).constraint(*form)  # what is wrong with it is said now
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
                    stream, _field(options, "include_usage", False, bool), chat, _logprobs(body, chat),
-                   _shift(body, tokenizer), echo, spikes)
+                   _shift(body, tokenizer), echo, spikes, form)
 
 
 def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
