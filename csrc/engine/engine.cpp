@@ -268,6 +268,8 @@ struct Pass : Head {
             break;
         }
         sync();
+        if (call.taps.stream && (N > 1 || thread == 0))
+            own_rows([&](int64_t n) { std::memcpy(call.taps.stream + n * m.D, w.n + n * m.D, m.D * sizeof(float)); });
         if (call.want == Logits::last) head(last_rows(), B, call.logits, call.top);
         if (call.want == Logits::all) head(w.n, N, call.logits);
     }

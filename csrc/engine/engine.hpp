@@ -195,8 +195,9 @@ struct Stats {
 
 enum class Logits { none, last, all };
 
-// Where to note who spiked, 0 or 1; null where nobody asks: (N, D), (L, N, D), (L, N, F) and (L, N, D).
-struct Taps { uint8_t *encoder = nullptr, *mixer = nullptr, *ffn = nullptr, *blocks = nullptr; };
+// Where to note who spiked, 0 or 1; null where nobody asks: (N, D), (L, N, D), (L, N, F) and (L, N, D). And the stream that the
+// head reads, (N, D).
+struct Taps { uint8_t *encoder = nullptr, *mixer = nullptr, *ffn = nullptr, *blocks = nullptr; float* stream = nullptr; };
 
 struct Call {
     int64_t B, T;

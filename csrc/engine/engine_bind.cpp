@@ -48,11 +48,11 @@ struct Engine : Runtime {
     void forward(Array<const int64_t> tokens, Array<int64_t> position, Array<float> v, Array<float> h, Array<uint8_t> k,
                  Array<uint8_t> value, Array<uint8_t> gate, Array<uint8_t> anchor_k, Array<uint8_t> anchor_v,
                  Array<uint8_t> anchor_gate, Array<float> tails, std::optional<Array<float>> logits, bool all,
-                 int64_t top, Spikes encoder, Spikes mixer, Spikes ffn, Spikes blocks) {
+                 int64_t top, Spikes encoder, Spikes mixer, Spikes ffn, Spikes blocks, std::optional<Array<float>> stream) {
         if (tokens.ndim() != 2) throw std::invalid_argument("tokens must be (B, T)");
         const Buffers state{span(position), span(v), span(h), span(k), span(value), span(gate), span(anchor_k), span(anchor_v),
                             span(anchor_gate), span(tails)};
-        const Wanted wanted{span(logits), all, top, span(encoder), span(mixer), span(ffn), span(blocks)};
+        const Wanted wanted{span(logits), all, top, span(encoder), span(mixer), span(ffn), span(blocks), span(stream)};
         nb::gil_scoped_release free;
         Runtime::forward(int64_t(tokens.shape(0)), int64_t(tokens.shape(1)), tokens.data(), state, wanted);
     }
@@ -81,7 +81,7 @@ NB_MODULE(_engine, m) {
         .def("forward", &Engine::forward, nb::arg("tokens"), nb::arg("position"), nb::arg("v"), nb::arg("h"), nb::arg("k"),
              nb::arg("value"), nb::arg("gate"), nb::arg("anchor_k"), nb::arg("anchor_v"), nb::arg("anchor_gate"), nb::arg("tails"),
              nb::arg("logits").none(), nb::arg("all"), nb::arg("top") = 0, nb::arg("encoder").none() = nb::none(), nb::arg("mixer").none() = nb::none(),
-             nb::arg("ffn").none() = nb::none(), nb::arg("blocks").none() = nb::none())
+             nb::arg("ffn").none() = nb::none(), nb::arg("blocks").none() = nb::none(), nb::arg("stream").none() = nb::none())
         .def("meet", [](Engine& engine, int64_t times) {
             nb::gil_scoped_release free;
             engine.meet(times);

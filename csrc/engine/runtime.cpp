@@ -161,6 +161,7 @@ Call Runtime::checked(const Wanted& w, int64_t B, int64_t T, const int64_t* toke
     if (w.mixer.data) call.taps.mixer = of_size(w.mixer, LB * T * m_.D, "mixer spikes");
     if (w.ffn.data) call.taps.ffn = of_size(w.ffn, LB * T * m_.F, "ffn spikes");
     if (w.blocks.data) call.taps.blocks = of_size(w.blocks, LB * T * m_.D, "block spikes");
+    if (w.stream.data) call.taps.stream = of_size(w.stream, B * T * m_.D, "stream");
     return call;
 }
 

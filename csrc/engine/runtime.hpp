@@ -33,6 +33,7 @@ struct Wanted {
     bool all = false;
     int64_t top = 0;
     Span<uint8_t> encoder, mixer, ffn, blocks;
+    Span<float> stream;
 };
 
 // Instruction sets this machine can run, the fastest last.

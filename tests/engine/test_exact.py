@@ -189,3 +189,21 @@ def test_bfloat16_is_the_torch_model_with_rounded_weights(isa):
         expected, _ = model(torch.from_numpy(tokens))
     close(engine(tokens)[0], expected)
 
+
+
+@pytest.mark.parametrize("switches", [{}, {"residual": "pre", "conv": 3}, {"spike_fed": True}], ids=str)
+def test_the_stream_is_what_the_head_of_the_torch_model_reads(switches):
+    model = random_model(**switches)
+    one, two = engine_of(model), engine_of(model, threads=1)
+    tokens = tokens_of((2, 300))
+    with torch.no_grad():
+        expected = model.features(torch.from_numpy(tokens))[0].numpy()
+    whole, _ = one.stream(tokens)
+    close(whole, expected, 1e-4)
+    state, parts = None, []
+    for part in np.split(tokens, [1, 2, 40], axis=1):  # single tokens of two sequences, and pieces
+        rows, state = two.stream(part, state)
+        parts.append(rows)
+    assert np.array_equal(np.concatenate(parts, 1), whole)
+    row, _ = one.stream(tokens[:1, :1])
+    assert np.array_equal(row[0, 0], whole[0, 0])

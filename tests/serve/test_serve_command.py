@@ -159,7 +159,7 @@ def test_a_kept_connection_is_answered_as_fast_as_a_new_one(server):
     ("/v1/completions", {"prompt": "a", "tools": [1]}, 400, "tools is not offered"),
     ("/v1/completions", {"prompt": 5}, 400, "prompt must be"),
     ("/v1/completions", {"prompt": "a", "n": 5}, 400, "n is 5"),
-    ("/v1/completions", None, 405, "GET /v1/completions"), ("/v1/embeddings", {"input": "a"}, 404, "POST /v1/embed"),
+    ("/v1/completions", None, 405, "GET /v1/completions"), ("/v1/images", {"input": "a"}, 404, "POST /v1/images"),
     ("/v1/chat/completions", {"messages": []}, 400, "messages must be"),
 ])
 def test_a_refusal_says_why_as_json(server, path, body, status, message):

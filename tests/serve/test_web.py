@@ -85,6 +85,8 @@ def figures(server, path="/metrics", **headers):
         name, value = re.fullmatch(r'(\w+(?:\{\w+="[^"\n]*"(?:,\w+="[^"\n]*")*\})?) (\S+)', line).groups()
         base = name.partition("{")[0]
         assert base in typed or re.sub("_(bucket|sum|count)$", "", base) in typed
+        assert base == "symboliclight_requests_total" or 'model="' in name
+        name = re.sub(r'\{\}|model="[^"]*",?', "", re.sub(r'\{model="[^"]*"\}', "", name))
         found[name.removeprefix("symboliclight_")] = float(value)
     return found
 
@@ -120,7 +122,7 @@ def test_a_histogram_counts_what_is_at_most_each_bound():
 
 def test_all_paths_are_behind_the_prefix(far):
     key = {"Authorization": "Bearer open sesame"}
-    assert re.search(r"http://127\.0\.0\.1:\d+/our/model/v1 ", far.line)
+    assert re.search(r"http://127\.0\.0\.1:\d+/our/model/v1, and a page at", far.line)
     assert far.ask("/our/model/health")[0] == 200 and far.ask("/our/model/v1/models", **key)[0] == 200
     assert far.ask("/our/model/v1/completions", {"prompt": "a", "max_tokens": 1}, **key)[0] == 200
     assert far.open("/our/model/").headers["content-type"].startswith("text/html")

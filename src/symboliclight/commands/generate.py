@@ -16,11 +16,11 @@ from symboliclight.commands.models import (
     read_text,
     sampling_of,
     token_progress,
-    turns_of,
 )
 from symboliclight.commands.output import print_json
 from symboliclight.commands.streams import utf8_text
 from symboliclight.core.atomic import write_atomic
+from symboliclight.core.checkpoint import has_turns
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import reply, turn
@@ -152,7 +152,7 @@ def _figures(prompt: str, prompt_tokens: int, samples: Sequence[Completion], sec
 def _run_chat(args: argparse.Namespace) -> None:
     how = sampling_of(args)
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
-    turns = turns_of(args)
+    turns = has_turns(args.model) if args.turns is None else bool(args.turns)
     chat = Chat(model, tokenizer, how, args.max_tokens, args.stop, args.seed, turns,
                 args.end_repeats)
     print(KEYS if turns else f"{CONTINUES}\n{KEYS}")

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from symboliclight.commands.streams import utf8_text
-from symboliclight.core.checkpoint import has_turns
 from symboliclight.core.errors import InputError
 from symboliclight.engine.pack import PRECISIONS
 from symboliclight.generate.runner import SHIPPED
@@ -59,14 +58,9 @@ def add_model_or_shipped(parser: argparse.ArgumentParser) -> None:
 
 
 def add_turns(parser: argparse.ArgumentParser) -> None:
-    """Add --turns and --no-turns; None where neither is given: `turns_of` looks into the model."""
+    """Add --turns and --no-turns; None where neither is given: as the model learned it."""
     parser.add_argument("--turns", action=argparse.BooleanOptionalAction, default=None,
                         help="mark turns with <|user|>, <|assistant|> and <|end|> (default: as the model was trained)")
-
-
-def turns_of(args: argparse.Namespace) -> bool:
-    """Whether a conversation is marked: as asked for, else as the model of --model learned it."""
-    return has_turns(args.model) if args.turns is None else bool(args.turns)
 
 
 def label_of(directory: str) -> str:

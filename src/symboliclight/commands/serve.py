@@ -1,31 +1,42 @@
 """`symboliclight serve`."""
 
 import argparse
+import contextlib
 import re
 import socket
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from symboliclight.commands.models import (
     add_device,
-    add_model_or_shipped,
     add_precision,
     add_sampling,
     add_threads,
     add_turns,
     label_of,
     sampling_of,
-    turns_of,
 )
+from symboliclight.core.checkpoint import has_turns, locate, weight_bytes
 from symboliclight.core.errors import InputError
 from symboliclight.engine import exported_precision
-from symboliclight.generate.runner import load_runner
+from symboliclight.engine.pack import Precision
+from symboliclight.generate.runner import SHIPPED, load_runner
+
+if TYPE_CHECKING:
+    from symboliclight.serve.models import Served
 
 
 def add(commands: Any) -> None:
     """Add the parser."""
     p = commands.add_parser("serve", help="answer over HTTP as OpenAI's completion API does, many texts at once")
-    add_model_or_shipped(p)
+    p.add_argument("--model", action="append", metavar="[NAME=]DIR",
+                   help="a checkpoint, an exported folder, or the folder of a run (default: the small model that comes "
+                        "with the package); may be repeated: requests choose by name, and others than the first are "
+                        "read when they are first asked for")
+    p.add_argument("--model-memory", type=int, metavar="MIB",
+                   help="of several models: room for weights; those asked for longest ago are let go (default: all "
+                        "stay)")
     add_precision(p, "float32, or that of an exported folder; on a GPU the torch model")
     add_device(p)
     p.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen on (default: 127.0.0.1)")
@@ -48,35 +59,66 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     try:
         from symboliclight.serve.app import Service, create_app
-        from symboliclight.serve.memory import Memory
-        from symboliclight.serve.requests import Defaults
+        from symboliclight.serve.models import Loader, Models
         from symboliclight.serve.server import run
-        from symboliclight.serve.writer import Writer
     except ImportError as error:
         raise InputError("serve needs starlette and uvicorn: pip install 'symboliclight[serve]'") from error
-    for name, least in (("slots", 1), ("memory", 0)):
-        if getattr(args, name) < least:
-            raise InputError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    for name, least in (("slots", 1), ("memory", 0), ("model_memory", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     _check_web(args)
-    turns = turns_of(args)
-    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, turns, args.max_prompt)
-    key = _key(args.key_file)
-    precision = args.precision
-    if precision is None and args.device == "cpu":
-        precision = exported_precision(args.model) or "float32"
-    model, tokenizer = load_runner(args.model, precision, args.threads, args.device)
+    folders, key = _folders(args.model or [str(SHIPPED)]), _key(args.key_file)
+    sampling_of(args)  # what is wrong with it is said now
+    loaders = {name: Loader(partial(_load, name, one, args), weight_bytes(one)) for name, one in folders.items()}
+    models = Models(loaders, None if args.model_memory is None else args.model_memory << 20)
+    first, folder = next(iter(folders.items()))
+    with contextlib.closing(models), _listen(args.host, args.port) as listening:
+        models.add(_load(first, folder, args))
+        app = create_app(Service(models, key, args.cors, args.api_prefix))
+        host, port = listening.getsockname()[:2]
+        others = f" ({', '.join(list(folders)[1:])} when asked for)" if len(folders) > 1 else ""
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}{args.api_prefix}"
+        print(f"{first} at {_precision(folder, args) or args.device}{others}, {args.slots} texts at once: {where}/v1, "
+              f"and a page at {where}/ (Ctrl-C stops)", flush=True)
+        run(app, listening, models, args.log)
+    print("stopped")
+
+
+def _folders(given: list[str]) -> dict[str, str]:
+    """Name -> folder of every --model, each of them there."""
+    folders: dict[str, str] = {}
+    for one in given:
+        name, equals, folder = one.partition("=")
+        name, folder = (name, folder) if equals and name and not Path(one).exists() else (label_of(one), one)
+        if name in folders:
+            raise InputError(f"two models are called {name}; name one of them: --model NAME={folder}")
+        locate(folder)
+        folders[name] = folder
+    return folders
+
+
+def _precision(folder: str, args: argparse.Namespace) -> str | None:
+    if args.precision is None and args.device == "cpu":
+        return exported_precision(folder) or "float32"
+    return cast("str | None", args.precision)
+
+
+def _load(name: str, folder: str, args: argparse.Namespace) -> "Served":
+    from symboliclight.serve.memory import Memory
+    from symboliclight.serve.models import Served
+    from symboliclight.serve.requests import Defaults
+    from symboliclight.serve.writer import Writer
+
+    turns = has_turns(folder) if args.turns is None else bool(args.turns)
+    precision = cast("Precision | None", _precision(folder, args))
+    model, tokenizer = load_runner(folder, precision, args.threads, args.device)
     if model.config.exit_entropy is not None:
-        raise InputError(f"{args.model} stops at an inner layer if all texts of a call allow it (model.exit_entropy): "
+        raise InputError(f"{folder} stops at an inner layer if all texts of a call allow it (model.exit_entropy): "
                          "each would depend on the others; set it to null in its config.json")
     if turns:
         tokenizer.special("end")  # in one line now rather than with the first request
-    with _listen(args.host, args.port) as listening, Writer(model, args.slots, Memory(args.memory << 20)) as writer:
-        app = create_app(Service(label_of(args.model), tokenizer, writer, defaults, key, args.cors, args.api_prefix))
-        host, port = listening.getsockname()[:2]
-        print(f"{label_of(args.model)} at {precision or args.device}, {args.slots} texts at once: "
-              f"http://{f'[{host}]' if ':' in host else host}:{port}{args.api_prefix}/v1 (Ctrl-C stops)", flush=True)
-        run(app, listening, writer, args.log)
-    print("stopped")
+    defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, turns, args.max_prompt)
+    return Served(name, tokenizer, Writer(model, args.slots, Memory(args.memory << 20)), defaults)
 
 
 def _check_web(args: argparse.Namespace) -> None:

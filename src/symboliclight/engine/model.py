@@ -158,6 +158,15 @@ class Engine:
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
         return logits, self._read(tokens, state, logits, top)
 
+    def stream(self, tokens: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
+        """The stream that the head reads, (B, T, D) float32, in place of logits. Takes `state` over."""
+        tokens = self._tokens(tokens)
+        new, parts = self._own(state, len(tokens)), []
+        for part in np.split(tokens, range(ROWS, tokens.shape[1], ROWS), axis=1):
+            parts.append(np.empty((*part.shape, self.config.d_model), np.float32))
+            self._native.forward(np.ascontiguousarray(part), **new.buffers(), logits=None, all=False, stream=parts[-1])
+        return np.concatenate(parts, 1), new
+
     def trace(self, tokens: np.ndarray, state: State | None = None,
               top: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray], State]:
         """As a call, and who spiked: site (named as in `model.sites`) -> (B, T, units) bool. Takes `state` over.

@@ -55,6 +55,13 @@ def token_nll(model: Any, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray
         return torch.cat(parts).view(targets.shape).cpu().numpy()
 
 
+def stream(model: Any, tokens: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
+    """What the head reads (B, T, D) float32 of tokens (B, T) int64, and the state."""
+    with inference(model):
+        features, _, state = model.features(_on(model, tokens), state)
+        return features.float().cpu().numpy(), state
+
+
 def token_scores(
     model: Any, tokens: np.ndarray, targets: np.ndarray, state: Any,
 ) -> tuple[np.ndarray, np.ndarray, Any]:

@@ -23,11 +23,12 @@ from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve import page, spikes
 from symboliclight.serve.answers import Answer, usage
+from symboliclight.serve.embeddings import embeddings
 from symboliclight.serve.metrics import CONTENT, Requests, exposition
-from symboliclight.serve.requests import Defaults, Request, parse
+from symboliclight.serve.models import Models, Served
+from symboliclight.serve.requests import Request, parse
 from symboliclight.serve.texts import Busy, Event, Text
 from symboliclight.serve.tokens import detokenize, tokenize
-from symboliclight.serve.writer import Writer
 
 LARGEST = 8 << 20  # bytes of a request
 
@@ -36,10 +37,7 @@ LARGEST = 8 << 20  # bytes of a request
 class Service:
     """What the routes serve."""
 
-    name: str  # of the model
-    tokenizer: Tokenizer
-    writer: Writer
-    defaults: Defaults
+    models: Models
     key: str | None = None  # what a request must bear; None: nothing
     origins: Sequence[str] = ()  # whose pages may ask; *: all
     prefix: str = ""  # of all paths
@@ -57,18 +55,18 @@ class _Refused(Exception):
 class _Job:
     """The texts of one request, and what the writer's thread says of them."""
 
-    def __init__(self, service: Service, request: Request) -> None:
+    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
         self.request, self._loop = request, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self.texts = [self._text(service, i, prompt) for i, prompt in enumerate(request.prompts)]
+        self.texts = [self._text(tokenizer, i, prompt) for i, prompt in enumerate(request.prompts)]
 
-    def _text(self, service: Service, i: int, prompt: list[int]) -> Text:
+    def _text(self, tokenizer: Tokenizer, i: int, prompt: list[int]) -> Text:
         def tell(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
 
         asked = self.request
-        return Text(prompt, asked.rows(service.tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
+        return Text(prompt, asked.rows(tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
                     only_read=not asked.max_tokens, spikes=asked.spikes)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
@@ -95,7 +93,7 @@ class _Job:
 
 class _Routes:
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self._embedding = service, asyncio.Lock()
 
     async def completions(self, http: HttpRequest) -> Response:
         return await self._answer(http, chat=False)
@@ -104,34 +102,35 @@ class _Routes:
         return await self._answer(http, chat=True)
 
     async def models(self, http: HttpRequest) -> Response:
-        """All models, which is one, or that of a name."""
+        """All models, or that of a name."""
         self._admit(http)
-        config, wanted = self._service.writer.model.config, http.path_params.get("name") or None
-        model = {"id": self._service.name, "object": "model", "created": 0, "owned_by": "symboliclight",
-                 "vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model,
-                 "features": page.features(self._service.writer.meter is not None),
-                 "defaults": page.defaults(self._service.defaults)}
-        if wanted not in (None, self._service.name):
-            raise _Refused(404, f"there is no model {wanted:.60}; this server has {self._service.name}")
-        return JSONResponse(model if wanted else {"object": "list", "data": [model]})
+        found, wanted = self._service.models, http.path_params.get("name") or None
+        if wanted not in (None, *found.names):
+            raise _Refused(404, f"there is no model {wanted:.60}; this server has {', '.join(found.names)}")
+        if wanted:
+            return JSONResponse(_model(wanted, found.read.get(wanted)))
+        return JSONResponse({"object": "list", "data": [_model(name, found.read.get(name)) for name in found.names]})
 
     async def health(self, http: HttpRequest) -> Response:
-        running, waiting = self._service.writer.load()
+        writers = [served.writer for served in self._service.models.read.values()]
+        running, waiting = (sum(part) for part in zip((0, 0), *(writer.load() for writer in writers), strict=True))
         return JSONResponse({"status": "ok", "running": running, "waiting": waiting,
-                             "slots": self._service.writer.slots})
+                             "slots": sum(writer.slots for writer in writers)})
 
     async def stats(self, http: HttpRequest) -> Response:
-        """What was done, and what the runtime read for it: bytes a token and active inputs by site."""
+        """What was done with one model, and what the runtime read for it: bytes a token and active inputs by site."""
         self._admit(http)
-        writer = self._service.writer
-        found = asdict(writer.counts) | {"memory_states": len(writer.memory), "memory_bytes": writer.memory.nbytes}
-        if hasattr(writer.model, "stats"):
-            found["runtime"] = await run_in_threadpool(writer.model.stats)
-        return JSONResponse(found)
+        async with self._service.models.use(http.query_params.get("model")) as served:
+            writer = served.writer
+            found = asdict(writer.counts) | {"memory_states": len(writer.memory), "memory_bytes": writer.memory.nbytes}
+            if hasattr(writer.model, "stats"):
+                found["runtime"] = await run_in_threadpool(writer.model.stats)
+            return JSONResponse(found)
 
     async def metrics(self, http: HttpRequest) -> Response:
         self._admit(http)
-        return Response(exposition(self._service.writer, self._service.answered), media_type=CONTENT)
+        return Response(exposition({name: served.writer for name, served in self._service.models.read.items()},
+                                   self._service.answered), media_type=CONTENT)
 
     async def tokenize(self, http: HttpRequest) -> Response:
         return await self._convert(http, tokenize)
@@ -139,9 +138,18 @@ class _Routes:
     async def detokenize(self, http: HttpRequest) -> Response:
         return await self._convert(http, detokenize)
 
+    async def embeddings(self, http: HttpRequest) -> Response:
+        self._admit(http)
+        body = await _body(http)
+        async with self._embedding, self._service.models.use(_name(body)) as served:  # one at a time, in pieces
+            return JSONResponse(await run_in_threadpool(embeddings, body, served.writer.model, served.tokenizer,
+                                                        served.name, served.defaults.max_prompt))
+
     async def _convert(self, http: HttpRequest, convert: Callable[[Any, Tokenizer], dict[str, Any]]) -> Response:
         self._admit(http)
-        return JSONResponse(await run_in_threadpool(convert, await _body(http), self._service.tokenizer))
+        body = await _body(http)
+        async with self._service.models.use(_name(body)) as served:
+            return JSONResponse(await run_in_threadpool(convert, body, served.tokenizer))
 
     def _admit(self, http: HttpRequest) -> None:
         key = self._service.key
@@ -151,13 +159,14 @@ class _Routes:
 
     async def _answer(self, http: HttpRequest, chat: bool) -> Response:
         self._admit(http)
-        service, body = self._service, await _body(http)
-        request = await run_in_threadpool(parse, body, chat, service.tokenizer, service.defaults)
-        job = _Job(service, request)
-        answer = Answer(request, service.name, service.tokenizer, job.texts)
-        service.writer.submit(job.texts)
+        body = await _body(http)
+        async with self._service.models.use(_name(body)) as served:
+            request = await run_in_threadpool(parse, body, chat, served.tokenizer, served.defaults)
+            job = _Job(served.tokenizer, request)
+            answer, writer = Answer(request, served.name, served.tokenizer, job.texts), served.writer
+            writer.submit(job.texts)
         if request.stream:
-            layout = service.writer.meter.layout() if request.spikes and service.writer.meter else None
+            layout = writer.meter.layout() if request.spikes and writer.meter else None
             return StreamingResponse(_stream(job, answer, layout), media_type="text/event-stream",
                                      headers={"cache-control": "no-store"})
         ending = asyncio.create_task(_end(job))
@@ -172,6 +181,22 @@ class _Routes:
             job.cancel()
             ending.cancel()
             leaving.cancel()
+
+
+def _model(name: str, served: Served | None) -> dict[str, Any]:
+    """What is told of a model; little of one that is not read yet."""
+    about = {"id": name, "object": "model", "created": 0, "owned_by": "symboliclight", "loaded": served is not None}
+    if served is None:
+        return about
+    config = served.writer.model.config
+    return about | {"vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model,
+                    "features": page.features(served.writer.meter is not None),
+                    "defaults": page.defaults(served.defaults)}
+
+
+def _name(body: Any) -> Any:
+    """The model that a body asks for."""
+    return body.get("model") if isinstance(body, dict) else None
 
 
 async def _body(http: HttpRequest) -> Any:
@@ -259,6 +284,7 @@ def create_app(service: Service) -> Starlette:
         Route("/", page.page),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
         Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
         Route("/detokenize", routes.detokenize, methods=["POST"]),

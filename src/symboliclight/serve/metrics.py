@@ -71,12 +71,36 @@ class Requests:
             raise
 
 
-def exposition(writer: Any, requests: Mapping[tuple[str, int], int]) -> str:
-    """All figures of a `Writer` and of its requests."""
+Family = tuple[str, str, str, list[tuple[str, float]]]  # name, kind, what it is, endings of names and values
+
+
+def exposition(writers: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -> str:
+    """All figures of the `Writer` of each model, and of requests."""
+    answered: Family = ("requests_total", "counter", "Answers, by path and status.", [
+        (f'{{path="{path}",status="{status}"}}', count) for (path, status), count in sorted(requests.items())])
+    families = {answered[0]: answered}
+    for model, writer in writers.items():
+        for name, kind, about, samples in _families(writer):
+            family = families.setdefault(name, (name, kind, about, []))
+            family[3].extend((_labelled(end, model), value) for end, value in samples)
+    lines = []
+    for name, kind, about, samples in families.values():
+        name = f"symboliclight_{name}"
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+        lines += [f"{name}{end} {value}" for end, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _labelled(end: str, model: str) -> str:
+    """The ending of a name with the model among its labels."""
+    escaped = model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    suffix, brace, labels = end.partition("{")
+    return f'{suffix}{{model="{escaped}"' + (f",{labels}" if brace else "}")
+
+
+def _families(writer: Any) -> list[Family]:
     counts, (running, waiting) = writer.counts, writer.load()
-    families: list[tuple[str, str, str, list[tuple[str, float]]]] = [
-        ("requests_total", "counter", "Answers, by path and status.",
-         [(f'{{path="{path}",status="{status}"}}', count) for (path, status), count in sorted(requests.items())]),
+    return [
         ("queue", "gauge", "Texts that wait, or whose prompts are being read.", [("", waiting)]),
         ("slots", "gauge", "Texts that can be written at once.", [("", writer.slots)]),
         ("slots_busy", "gauge", "Texts that are being written.", [("", running)]),
@@ -89,9 +113,3 @@ def exposition(writer: Any, requests: Mapping[tuple[str, int], int]) -> str:
         ("time_between_tokens_seconds", "histogram", "From a token of a text to its next.",
          list(writer.between.samples())),
     ]
-    lines = []
-    for name, kind, about, samples in families:
-        name = f"symboliclight_{name}"
-        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{end} {value}" for end, value in samples]
-    return "\n".join(lines) + "\n"

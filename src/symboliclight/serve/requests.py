@@ -72,8 +72,8 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     if chat:
         prompts, ends = [conversation(body.get("messages"), defaults.turns, tokenizer)], defaults.turns
     else:
-        prompts, ends = _prompts(body.get("prompt"), tokenizer), False
-    _check_length(prompts, defaults.max_prompt)
+        prompts, ends = prompts_of(body.get("prompt"), tokenizer), False
+    check_length(prompts, defaults.max_prompt)
     if not 1 <= n * len(prompts) <= MOST:
         raise InputError(f"n must be at least 1, and n times the prompts at most {MOST}, got {n} times {len(prompts)}")
     stop = _field(body, "stop", defaults.stop, str, list, tuple)
@@ -116,7 +116,8 @@ def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
     return most if asked else None
 
 
-def _check_length(prompts: list[list[int]], most: int | None) -> None:
+def check_length(prompts: list[list[int]], most: int | None) -> None:
+    """Raise `InputError` for a prompt of more than `most` tokens."""
     longest = max(map(len, prompts))
     if most is not None and longest > most:
         raise InputError(f"the prompt has {longest} tokens, this server reads {most} at most; shorten it")
@@ -164,8 +165,8 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
-def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[list[int]]:
-    """Ids of each prompt: text, ids, or a list of either."""
+def prompts_of(prompt: Any, tokenizer: Tokenizer, name: str = "prompt") -> list[list[int]]:
+    """Ids of each prompt in field `name`: text, ids, or a list of either."""
     many = prompt if isinstance(prompt, list) and not _are_ids(prompt) else [prompt]
     found = []
     for one in many:
@@ -176,9 +177,9 @@ def _prompts(prompt: Any, tokenizer: Tokenizer) -> list[list[int]]:
                 raise InputError(f"ids must be in 0..{tokenizer.vocab_size - 1}; use this model's tokenizer")
             found.append(list(one))
         else:
-            raise InputError("prompt must be text, a list of ids, or a list of either, none of them empty")
+            raise InputError(f"{name} must be text, a list of ids, or a list of either, none of them empty")
     if not found:
-        raise InputError("prompt must hold at least one text")
+        raise InputError(f"{name} must hold at least one text")
     return found
 
 

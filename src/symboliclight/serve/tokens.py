@@ -31,7 +31,7 @@ def _options(body: Any, wanted: str, known: dict[str, bool]) -> dict[str, bool]:
     for name, value in body.items():
         if name in known and not isinstance(value, bool):
             raise InputError(f"{name} must be true or false, got {value!r:.60}")
-        if name not in (wanted, *known):
+        if name not in (wanted, "model", *known):
             raise InputError(f"{name:.60} is not known here; leave it out")
     return {name: body.get(name, default) for name, default in known.items()}
 
