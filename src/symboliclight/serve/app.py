@@ -11,10 +11,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -24,13 +22,16 @@ from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve import page, spikes
 from symboliclight.serve.answers import Answer, usage
 from symboliclight.serve.embeddings import embeddings
+from symboliclight.serve.errors import HANDLERS, Refused, problem
 from symboliclight.serve.metrics import CONTENT, Requests, exposition
 from symboliclight.serve.models import Models, Served
 from symboliclight.serve.requests import Request, parse
-from symboliclight.serve.texts import Busy, Event, Text
+from symboliclight.serve.responses import ResponseAnswer, to_chat
+from symboliclight.serve.texts import Event, Text
 from symboliclight.serve.tokens import detokenize, tokenize
 
 LARGEST = 8 << 20  # bytes of a request
+Shape = type[Answer] | type[ResponseAnswer]  # of what is told of a text
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,6 @@ class Service:
     origins: Sequence[str] = ()  # whose pages may ask; *: all
     prefix: str = ""  # of all paths
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)  # path and status -> requests
-
-
-class _Refused(Exception):
-    """A request that gets an error as its answer."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class _Job:
@@ -96,17 +89,21 @@ class _Routes:
         self._service, self._embedding = service, asyncio.Lock()
 
     async def completions(self, http: HttpRequest) -> Response:
-        return await self._answer(http, chat=False)
+        return await self._answer(http, await self._body(http), chat=False)
 
     async def chat(self, http: HttpRequest) -> Response:
-        return await self._answer(http, chat=True)
+        return await self._answer(http, await self._body(http), chat=True)
+
+    async def responses(self, http: HttpRequest) -> Response:
+        body = await self._body(http)
+        return await self._answer(http, to_chat(body) | {"model": body.get("model")}, chat=True, shape=ResponseAnswer)
 
     async def models(self, http: HttpRequest) -> Response:
         """All models, or that of a name."""
         self._admit(http)
         found, wanted = self._service.models, http.path_params.get("name") or None
         if wanted not in (None, *found.names):
-            raise _Refused(404, f"there is no model {wanted:.60}; this server has {', '.join(found.names)}")
+            raise Refused(404, f"there is no model {wanted:.60}; this server has {', '.join(found.names)}")
         if wanted:
             return JSONResponse(_model(wanted, found.read.get(wanted)))
         return JSONResponse({"object": "list", "data": [_model(name, found.read.get(name)) for name in found.names]})
@@ -155,15 +152,17 @@ class _Routes:
         key = self._service.key
         given = http.headers.get("authorization", "").removeprefix("Bearer ")
         if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
-            raise _Refused(401, "this server wants its key: Authorization: Bearer KEY")
+            raise Refused(401, "this server wants its key: Authorization: Bearer KEY")
 
-    async def _answer(self, http: HttpRequest, chat: bool) -> Response:
+    async def _body(self, http: HttpRequest) -> Any:
         self._admit(http)
-        body = await _body(http)
+        return await _body(http)
+
+    async def _answer(self, http: HttpRequest, body: Any, chat: bool, shape: Shape = Answer) -> Response:
         async with self._service.models.use(_name(body)) as served:
             request = await run_in_threadpool(parse, body, chat, served.tokenizer, served.defaults)
             job = _Job(served.tokenizer, request)
-            answer, writer = Answer(request, served.name, served.tokenizer, job.texts), served.writer
+            answer, writer = shape(request, served.name, served.tokenizer, job.texts), served.writer
             writer.submit(job.texts)
         if request.stream:
             layout = writer.meter.layout() if request.spikes and writer.meter else None
@@ -202,12 +201,12 @@ def _name(body: Any) -> Any:
 async def _body(http: HttpRequest) -> Any:
     """The JSON of a request. Browsers send no JSON to other sites unasked, so only JSON is taken."""
     if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise _Refused(415, "send JSON: Content-Type: application/json")
+        raise Refused(415, "send JSON: Content-Type: application/json")
     data = b""
     async for part in http.stream():
         data += part
         if len(data) > LARGEST:
-            raise _Refused(413, f"a request may have {LARGEST >> 20} MiB")
+            raise Refused(413, f"a request may have {LARGEST >> 20} MiB")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -225,7 +224,7 @@ async def _leave(http: HttpRequest) -> None:
         pass
 
 
-async def _stream(job: _Job, answer: Answer, layout: dict[str, Any] | None) -> AsyncIterator[str]:
+async def _stream(job: _Job, answer: Answer | ResponseAnswer, layout: dict[str, Any] | None) -> AsyncIterator[str]:
     try:
         if layout is not None:
             yield spikes.sent(layout)
@@ -238,43 +237,19 @@ async def _stream(job: _Job, answer: Answer, layout: dict[str, Any] | None) -> A
                         continue  # the text goes on with a later token
                 sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish)))
             yield sent
-        if job.request.usage:
+        if job.request.usage or isinstance(answer, ResponseAnswer):
             yield _sent(answer.last(job.usage()))
         yield "data: [DONE]\n\n"
     except Exception as error:  # too late for a status
-        yield _sent(_problem(str(error), "server_error"))
+        yield _sent(problem(str(error), "server_error"))
     finally:
         job.cancel()
 
 
 def _sent(value: Any) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _problem(message: str, kind: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
-
-
-async def _refused(http: HttpRequest, error: Exception) -> Response:
-    return JSONResponse(_problem(str(error), "invalid_request_error"), getattr(error, "status", 400))
-
-
-async def _nowhere(http: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse(_problem(f"{http.method} {http.url.path}: {error.detail}", "invalid_request_error"),
-                        error.status_code, error.headers)
-
-
-async def _busy(http: HttpRequest, error: Exception) -> Response:
-    return JSONResponse(_problem(str(error), "server_busy"), 503, {"Retry-After": "1"})
-
-
-async def _failed(http: HttpRequest, error: Exception) -> Response:
-    return JSONResponse(_problem(f"{type(error).__name__}: {error}", "server_error"), 500)
-
-
-async def _gone(http: HttpRequest, error: Exception) -> Response:
-    return Response(status_code=499)
+    """A server-sent event, named where the value has a type."""
+    named = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{named}data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def create_app(service: Service) -> Starlette:
@@ -284,6 +259,7 @@ def create_app(service: Service) -> Starlette:
         Route("/", page.page),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/responses", routes.responses, methods=["POST"]),
         Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
         Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
@@ -295,6 +271,5 @@ def create_app(service: Service) -> Starlette:
     return Starlette(
         routes=[Mount(prefix, routes=served)] if prefix else served,
         middleware=[counting, cors] if service.origins else [counting],
-        exception_handlers={InputError: _refused, _Refused: _refused, Busy: _busy, ClientDisconnect: _gone,
-                            HTTPException: _nowhere, Exception: _failed},
+        exception_handlers=HANDLERS,
     )
