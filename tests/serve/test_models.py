@@ -33,7 +33,7 @@ def fakes(sizes, limit):
     def loader(name, size):
         def load():
             read.append(name)
-            return Served(name, None, Fake(closed, name), None)
+            return Served(name, None, Fake(closed, name), None, None)
         return Loader(load, size)
 
     return Models({name: loader(name, size) for name, size in sizes.items()}, limit), read, closed

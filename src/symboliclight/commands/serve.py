@@ -17,7 +17,7 @@ from symboliclight.commands.models import (
     label_of,
     sampling_of,
 )
-from symboliclight.core.checkpoint import has_turns, locate, weight_bytes
+from symboliclight.core.checkpoint import MODEL, has_turns, locate, weight_bytes
 from symboliclight.core.errors import InputError
 from symboliclight.engine import exported_precision
 from symboliclight.engine.pack import Precision
@@ -45,6 +45,8 @@ def add(commands: Any) -> None:
     add_threads(p)
     p.add_argument("--memory", type=int, default=512, metavar="MIB",
                    help="room for states of texts that were read, so that they are not read again (default: 512)")
+    p.add_argument("--state-memory", type=int, default=256, metavar="MIB",
+                   help="room for states that clients save under a name (default: 256)")
     p.add_argument("--key-file", metavar="FILE", help="a text file: the key that requests must bear (default: none)")
     add_turns(p)
     p.add_argument("--max-prompt", type=int, metavar="TOKENS", help="refuse longer prompts (default: none)")
@@ -63,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
         from symboliclight.serve.server import run
     except ImportError as error:
         raise InputError("serve needs starlette and uvicorn: pip install 'symboliclight[serve]'") from error
-    for name, least in (("slots", 1), ("memory", 0), ("model_memory", 1)):
+    for name, least in (("slots", 1), ("memory", 0), ("state_memory", 0), ("model_memory", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     _check_web(args)
@@ -107,6 +109,7 @@ def _load(name: str, folder: str, args: argparse.Namespace) -> "Served":
     from symboliclight.serve.memory import Memory
     from symboliclight.serve.models import Served
     from symboliclight.serve.requests import Defaults
+    from symboliclight.serve.states import States, file_digest
     from symboliclight.serve.writer import Writer
 
     turns = has_turns(folder) if args.turns is None else bool(args.turns)
@@ -118,7 +121,9 @@ def _load(name: str, folder: str, args: argparse.Namespace) -> "Served":
     if turns:
         tokenizer.special("end")  # in one line now rather than with the first request
     defaults = Defaults(sampling_of(args), args.max_tokens, args.stop, turns, args.max_prompt)
-    return Served(name, tokenizer, Writer(model, args.slots, Memory(args.memory << 20)), defaults)
+    weights = locate(folder) / MODEL
+    states = States(model, args.state_memory << 20, lambda: file_digest(weights))
+    return Served(name, tokenizer, Writer(model, args.slots, Memory(args.memory << 20)), defaults, states)
 
 
 def _check_web(args: argparse.Namespace) -> None:

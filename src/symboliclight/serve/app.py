@@ -1,11 +1,10 @@
 """The routes: completions and chat, whole or as a stream of server-sent events; models, health, figures."""
 
 import asyncio
-import contextlib
 import hmac
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,19 +18,19 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
-from symboliclight.serve import page, spikes
-from symboliclight.serve.answers import Answer, usage
+from symboliclight.serve import page
+from symboliclight.serve.answers import Answer
 from symboliclight.serve.embeddings import embeddings
-from symboliclight.serve.errors import HANDLERS, Refused, problem
+from symboliclight.serve.errors import HANDLERS, Refused
+from symboliclight.serve.jobs import Job, Shape, ended, left, streamed
 from symboliclight.serve.metrics import CONTENT, Requests, exposition
 from symboliclight.serve.models import Models, Served
-from symboliclight.serve.requests import Request, parse
+from symboliclight.serve.requests import parse, to_read
 from symboliclight.serve.responses import ResponseAnswer, to_chat
-from symboliclight.serve.texts import Event, Text
+from symboliclight.serve.states import Saved
 from symboliclight.serve.tokens import detokenize, tokenize
 
 LARGEST = 8 << 20  # bytes of a request
-Shape = type[Answer] | type[ResponseAnswer]  # of what is told of a text
 
 
 @dataclass(frozen=True)
@@ -43,45 +42,6 @@ class Service:
     origins: Sequence[str] = ()  # whose pages may ask; *: all
     prefix: str = ""  # of all paths
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)  # path and status -> requests
-
-
-class _Job:
-    """The texts of one request, and what the writer's thread says of them."""
-
-    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
-        self.request, self._loop = request, asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self.texts = [self._text(tokenizer, i, prompt) for i, prompt in enumerate(request.prompts)]
-
-    def _text(self, tokenizer: Tokenizer, i: int, prompt: list[int]) -> Text:
-        def tell(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
-
-        asked = self.request
-        return Text(prompt, asked.rows(tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
-                    only_read=not asked.max_tokens, spikes=asked.spikes)
-
-    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
-        """What has come, as (choice, event), until all texts have ended. Raises the error of one that failed."""
-        left = len(self.texts) * self.request.n
-        while left:
-            come = [await self._events.get()]
-            while not self._events.empty():
-                come.append(self._events.get_nowait())
-            for _, event in come:
-                if event.error is not None:
-                    raise event.error
-                left -= bool(event.finish)
-            yield come
-
-    def cancel(self) -> None:
-        for text in self.texts:
-            text.cancelled = True
-
-    def usage(self) -> dict[str, Any]:
-        return usage(sum(len(t.prompt) for t in self.texts), sum(t.cached for t in self.texts),
-                     sum(len(row.done.ids) for t in self.texts for row in t.rows))
 
 
 class _Routes:
@@ -142,6 +102,43 @@ class _Routes:
             return JSONResponse(await run_in_threadpool(embeddings, body, served.writer.model, served.tokenizer,
                                                         served.name, served.defaults.max_prompt))
 
+    async def states(self, http: HttpRequest) -> Response:
+        """All states of a model."""
+        self._admit(http)
+        async with self._service.models.use(http.query_params.get("model")) as served:
+            return JSONResponse({"object": "list", "data": served.states.all()})
+
+    async def save(self, http: HttpRequest) -> Response:
+        """Read a prompt, and keep the state behind it under a name."""
+        body = await self._body(http)
+        async with self._service.models.use(_name(body)) as served:
+            request, name = await run_in_threadpool(to_read, body, served.tokenizer, served.defaults)
+            before = None if request.state is None else served.states.get(request.state)
+            served.states.require(name)
+            job = Job(served.tokenizer, request, before)
+            served.writer.submit(job.texts)
+            try:
+                await ended(job)
+            finally:
+                job.cancel()
+            (text,) = job.texts
+            tokens = len(text.prompt) + (before.tokens - 1 if before else 0)
+            return JSONResponse(served.states.keep(name, Saved(text.kept, text.prompt[-1], tokens)))
+
+    async def one_state(self, http: HttpRequest) -> Response:
+        """GET: its file; PUT: bring one; DELETE: forget it."""
+        self._admit(http)
+        async with self._service.models.use(http.query_params.get("model")) as served:
+            states, name = served.states, served.states.require(http.path_params["name"])
+            if http.method == "DELETE":
+                states.drop(name)
+                return JSONResponse({"name": name, "object": "state", "deleted": True})
+            if http.method == "PUT":
+                data = await _data(http, states.largest)
+                return JSONResponse(states.keep(name, await run_in_threadpool(states.unpacked, data)))
+            return Response(await run_in_threadpool(states.packed, name), media_type="application/octet-stream",
+                            headers={"Content-Disposition": f'attachment; filename="{name}.state"'})
+
     async def _convert(self, http: HttpRequest, convert: Callable[[Any, Tokenizer], dict[str, Any]]) -> Response:
         self._admit(http)
         body = await _body(http)
@@ -161,15 +158,16 @@ class _Routes:
     async def _answer(self, http: HttpRequest, body: Any, chat: bool, shape: Shape = Answer) -> Response:
         async with self._service.models.use(_name(body)) as served:
             request = await run_in_threadpool(parse, body, chat, served.tokenizer, served.defaults)
-            job = _Job(served.tokenizer, request)
+            before = None if request.state is None else served.states.get(request.state)
+            job = Job(served.tokenizer, request, before)
             answer, writer = shape(request, served.name, served.tokenizer, job.texts), served.writer
             writer.submit(job.texts)
         if request.stream:
             layout = writer.meter.layout() if request.spikes and writer.meter else None
-            return StreamingResponse(_stream(job, answer, layout), media_type="text/event-stream",
+            return StreamingResponse(streamed(job, answer, layout), media_type="text/event-stream",
                                      headers={"cache-control": "no-store"})
-        ending = asyncio.create_task(_end(job))
-        leaving = asyncio.create_task(_leave(http))
+        ending = asyncio.create_task(ended(job))
+        leaving = asyncio.create_task(left(http))
         try:
             await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
@@ -202,54 +200,20 @@ async def _body(http: HttpRequest) -> Any:
     """The JSON of a request. Browsers send no JSON to other sites unasked, so only JSON is taken."""
     if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "send JSON: Content-Type: application/json")
-    data = b""
-    async for part in http.stream():
-        data += part
-        if len(data) > LARGEST:
-            raise Refused(413, f"a request may have {LARGEST >> 20} MiB")
+    data = await _data(http, LARGEST)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the body is not JSON: {error}") from error
 
 
-async def _end(job: _Job) -> None:
-    async for _ in job.events():
-        pass
-
-
-async def _leave(http: HttpRequest) -> None:
-    """Return when the client has gone."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _stream(job: _Job, answer: Answer | ResponseAnswer, layout: dict[str, Any] | None) -> AsyncIterator[str]:
-    try:
-        if layout is not None:
-            yield spikes.sent(layout)
-        async for come in job.events():
-            sent = ""
-            for choice, event in come:
-                if event.spikes is not None:
-                    sent += spikes.sent({"index": choice} | event.spikes)
-                    if not event.piece and not event.finish:
-                        continue  # the text goes on with a later token
-                sent += "".join(map(_sent, answer.pieces(choice, event.piece, event.finish)))
-            yield sent
-        if job.request.usage or isinstance(answer, ResponseAnswer):
-            yield _sent(answer.last(job.usage()))
-        yield "data: [DONE]\n\n"
-    except Exception as error:  # too late for a status
-        yield _sent(problem(str(error), "server_error"))
-    finally:
-        job.cancel()
-
-
-def _sent(value: Any) -> str:
-    """A server-sent event, named where the value has a type."""
-    named = f"event: {value['type']}\n" if "type" in value else ""
-    return f"{named}data: {json.dumps(value, ensure_ascii=False)}\n\n"
+async def _data(http: HttpRequest, most: int) -> bytes:
+    data = b""
+    async for part in http.stream():
+        data += part
+        if len(data) > most:
+            raise Refused(413, f"this request may have {most:,} bytes")
+    return data
 
 
 def create_app(service: Service) -> Starlette:
@@ -260,6 +224,8 @@ def create_app(service: Service) -> Starlette:
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/responses", routes.responses, methods=["POST"]),
+        Route("/v1/states", routes.states), Route("/v1/states", routes.save, methods=["POST"]),
+        Route("/v1/states/{name}", routes.one_state, methods=["GET", "PUT", "DELETE"]),
         Route("/v1/embeddings", routes.embeddings, methods=["POST"]),
         Route("/v1/models", routes.models), Route("/v1/models/{name:path}", routes.models),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
@@ -267,7 +233,8 @@ def create_app(service: Service) -> Starlette:
         Route("/health", routes.health), Route("/stats", routes.stats), Route("/metrics", routes.metrics)]
     paths = {prefix + route.path for route in served if isinstance(route, Route)}
     counting = Middleware(Requests, service.answered, paths)
-    cors = Middleware(CORSMiddleware, service.origins, ("GET", "POST"), ("Authorization", "Content-Type"))
+    methods = ("GET", "POST", "PUT", "DELETE")
+    cors = Middleware(CORSMiddleware, service.origins, methods, ("Authorization", "Content-Type"))
     return Starlette(
         routes=[Mount(prefix, routes=served)] if prefix else served,
         middleware=[counting, cors] if service.origins else [counting],

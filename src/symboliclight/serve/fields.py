@@ -15,7 +15,7 @@ from symboliclight.generate.shift import Shift
 SAMPLING = tuple(f.name for f in fields(Sampling))
 HEARD = frozenset(f.name for kind in (Sampling, Shift) for f in fields(kind)) | {
     "max_tokens", "max_completion_tokens", "stop", "seed", "n", "stream", "stream_options", "ignore_eos", "logprobs",
-    "spikes", "response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice",
+    "spikes", "state", "response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice",
     "guided_grammar", "structured_outputs"}
 ONLY = {False: frozenset({"echo"}), True: frozenset({"top_logprobs"})}  # heard beside them, by whether it is a chat
 OF = {False: "prompt", True: "messages"}  # what is continued, by whether it is a chat

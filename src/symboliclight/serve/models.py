@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve.requests import Defaults
+from symboliclight.serve.states import States
 from symboliclight.serve.texts import Busy
 from symboliclight.serve.writer import Writer
 
@@ -23,6 +24,7 @@ class Served:
     tokenizer: Tokenizer
     writer: Writer
     defaults: Defaults
+    states: States
     claims: int = field(default=0, init=False)  # requests that use it and are no text of its writer yet
 
     @property

@@ -54,6 +54,7 @@ class Request:
     echo: bool  # the prompt is part of the answer, and scored with it
     spikes: bool = False  # tell, beside a stream, who spiked for each token
     form: tuple[Kind, str] | None = None  # what each text must match
+    state: str | None = None  # of this name the prompts are read behind
 
     def rows(self, tokenizer: Tokenizer, prompt: int) -> list[Row]:
         """What writes the texts of one prompt."""
@@ -69,10 +70,14 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         raise InputError("the body must be a JSON object")
     body = heard(body, chat)
     n, options = _integer(body, "n", 1), _field(body, "stream_options", {}, dict)
+    state: str | None = _field(body, "state", None, str)
     if chat:
-        prompts, ends = [conversation(body.get("messages"), defaults.turns, tokenizer)], defaults.turns
+        said = conversation(body.get("messages"), defaults.turns, tokenizer, state is not None)
+        prompts, ends = [said], defaults.turns
     else:
-        prompts, ends = prompts_of(body.get("prompt"), tokenizer), False
+        prompts, ends = [[]], False
+        if state is None or body.get("prompt") not in (None, "", []):
+            prompts = prompts_of(body.get("prompt"), tokenizer, begun=state is not None)
     check_length(prompts, defaults.max_prompt)
     if not 1 <= n * len(prompts) <= MOST:
         raise InputError(f"n must be at least 1, and n times the prompts at most {MOST}, got {n} times {len(prompts)}")
@@ -98,7 +103,25 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
         grammars(tokenizer).constraint(*form)  # what is wrong with it is said now
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
                    stream, _field(options, "include_usage", False, bool), chat, _logprobs(body, chat),
-                   _shift(body, tokenizer), echo, spikes, form)
+                   _shift(body, tokenizer), echo, spikes, form, state)
+
+
+def to_read(body: Any, tokenizer: Tokenizer, defaults: Defaults) -> tuple[Request, Any]:
+    """What `POST /v1/states` asks for: a prompt to be read, to its end and no further, and the name of its state."""
+    if not isinstance(body, dict):
+        raise InputError("the body must be a JSON object")
+    unknown = [key for key in body if key not in ("name", "model", "prompt", "messages", "state")]
+    if unknown:
+        raise InputError(f"{unknown[0]:.60} is not known here; leave it out")
+    prompt, messages, state = body.get("prompt"), body.get("messages"), body.get("state")
+    if prompt is not None and messages is not None:
+        raise InputError("prompt and messages were both given; leave one out")
+    if messages is not None:
+        prompt = conversation(messages, defaults.turns, tokenizer, state is not None, answered=True)
+    request = parse({"prompt": prompt, "state": state, "echo": True, "max_tokens": 0}, False, tokenizer, defaults)
+    if len(request.prompts) != 1:
+        raise InputError("a state has read one prompt; give one")
+    return request, body.get("name")
 
 
 def _logprobs(body: Mapping[str, Any], chat: bool) -> int | None:
@@ -123,15 +146,17 @@ def check_length(prompts: list[list[int]], most: int | None) -> None:
         raise InputError(f"the prompt has {longest} tokens, this server reads {most} at most; shorten it")
 
 
-def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:
-    """The ids that a reply to `messages` continues, as `symboliclight chat` reads them.
+def conversation(messages: Any, turns: bool, tokenizer: Tokenizer, begun: bool = False, answered: bool = False
+                 ) -> list[int]:
+    """The ids that a reply to `messages` continues, as `symboliclight chat` reads them; with `begun` behind others that
+    were read, with `answered` without what a reply begins with.
 
     With `turns`, each message stands behind the special piece of its role and before <|end|>. Without, the model only
     continues text: a message that is not the assistant's begins a new line. Contents are text, whatever they hold.
     """
     if not isinstance(messages, list) or not messages:
         raise InputError("messages must be a list with at least one message")
-    ids, text = [tokenizer.bos_id], ""
+    ids, text = [] if begun else [tokenizer.bos_id], ""
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
@@ -140,10 +165,12 @@ def conversation(messages: Any, turns: bool, tokenizer: Tokenizer) -> list[int]:
         if turns:
             ids += turn(tokenizer, "system" if role == "developer" else role, said)
         else:
-            text += "\n" * (bool(text) and role != "assistant") + said
+            text += "\n" * (bool(text or begun) and role != "assistant") + said
     if not turns and not text:
         raise InputError("messages hold no text")
-    return ids + (reply(tokenizer) if turns else tokenizer.encode(text, special=False))
+    if not turns:
+        return ids + tokenizer.encode(text, special=False)
+    return ids if answered else ids + reply(tokenizer)
 
 
 def _content(message: Mapping[str, Any]) -> str:
@@ -165,13 +192,13 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
-def prompts_of(prompt: Any, tokenizer: Tokenizer, name: str = "prompt") -> list[list[int]]:
-    """Ids of each prompt in field `name`: text, ids, or a list of either."""
+def prompts_of(prompt: Any, tokenizer: Tokenizer, name: str = "prompt", begun: bool = False) -> list[list[int]]:
+    """Ids of each prompt in field `name`: text, ids, or a list of either; with `begun` text goes on without a bos."""
     many = prompt if isinstance(prompt, list) and not _are_ids(prompt) else [prompt]
     found = []
     for one in many:
         if isinstance(one, str):
-            found.append(tokenizer.encode(one, bos=True))
+            found.append(tokenizer.encode(one, bos=not begun))
         elif _are_ids(one):
             if not all(0 <= i < tokenizer.vocab_size for i in one):
                 raise InputError(f"ids must be in 0..{tokenizer.vocab_size - 1}; use this model's tokenizer")

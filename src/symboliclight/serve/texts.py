@@ -34,5 +34,7 @@ class Text:
     scored: int | None = None  # score the prompt's tokens too, beside so many of the likeliest: it is read whole
     only_read: bool = False  # end behind the prompt, and write nothing
     spikes: bool = False  # tell who spiked, an event a token
+    begin: Any = None  # the state that the prompt is read behind; None: of nothing
+    kept: Any = None  # of one that is only read: the state before its last token, once it has ended
     submitted: float = 0.0  # when, by the monotonic clock
     scores: list[Score] = field(default_factory=list)  # of the prompt's tokens

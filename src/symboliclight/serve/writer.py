@@ -175,7 +175,7 @@ class Writer:
             while self._waiting and (self._waiting[0].cancelled or (self._free() > 0 and not self._read_up)):
                 text = self._waiting.popleft()
                 if not text.cancelled:
-                    self._round.append(_Reading(text))
+                    self._round.append(_Reading(text, None if text.begin is None else text.begin.copy()))
                     self.counts.texts += 1
 
     def _read(self, now: _Reading, most: int) -> int:
@@ -188,15 +188,16 @@ class Writer:
         start, last = now.read, len(now.ids)
         piece = min((start // PIECE + 1) * PIECE, last)
         end = min(start + most, piece)
-        if start < end and (state := self.memory.get(now.ids[:piece])) is not None:
-            now.state, now.read, end = state, piece, piece  # another prompt with the same beginning was faster
+        known = self.memory.get(now.ids[:piece]) if start < end and now.text.begin is None else None
+        if known is not None:
+            now.state, now.read, end = known, piece, piece  # another prompt with the same beginning was faster
             self._remembered(now, piece - start)
             most = 0
         elif start < end:
             _, now.state = next_logits(self.model, now.ids[None, start:end].astype(np.int64), now.state, 1)
             self.counts.prompt_tokens += end - start
             now.read = end
-            if end == piece:
+            if end == piece and now.text.begin is None:
                 self.memory.keep(now.ids[:end], now.state.copy())
         self._go_on(now)
         return min(most, max(1, end - start))
@@ -235,6 +236,7 @@ class Writer:
         if now.state is None:
             now.state = padded_state(self.model, np.zeros(1, np.int64))
         if now.text.only_read:
+            now.text.kept = now.state
             for i, row in enumerate(now.text.rows):
                 now.text.tell(Event(i, row.finish("length"), "length"))
             return
@@ -287,7 +289,7 @@ class Writer:
         gone = [i for i, r in enumerate(self._running) if ends(r)]
         order = list(range(len(self._running)))
         for i in reversed(gone):
-            if (done := self._running[i]).row.done.finish:
+            if (done := self._running[i]).row.done.finish and done.text.begin is None:
                 self.memory.keep([*done.text.prompt, *done.row.done.ids[:-1]], self._states.row(i))
             order[i] = order[-1]
             order.pop()
