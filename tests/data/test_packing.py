@@ -173,9 +173,9 @@ def test_answers_by_hand(small_tokenizer):
     t = small_tokenizer
     user, assistant, end = t.special("user"), t.special("assistant"), t.special("end")
     ids = np.array([t.bos_id, user, 300, end, assistant, 301, 302, end, user, 303, end, assistant, 304, end, t.eos_id])
-    held = Answers(ids, t, "d").hold(np.arange(len(ids)))
+    held = Answers(ids, t).hold(np.arange(len(ids)))
     assert np.flatnonzero(held).tolist() == [5, 6, 7, 12, 13]
-    assert not Answers(ids, t, "d").hold(np.array([PADDING])).any()
+    assert not Answers(ids, t).hold(np.array([PADDING])).any()
 
 
 def test_targets_outside_answers_do_not_count_wherever_a_window_begins(small_tokenizer):
@@ -194,6 +194,16 @@ def test_targets_outside_answers_do_not_count_wherever_a_window_begins(small_tok
     assert {301, t.special("end")} == set(kept)
 
 
-def test_a_domain_without_answers_is_refused_by_name(small_shards):
-    with pytest.raises(InputError, match="'chinese' holds no turn of the assistant"):
+def test_a_text_without_turns_counts_whole(small_tokenizer):
+    t = small_tokenizer
+    user, assistant, end = t.special("user"), t.special("assistant"), t.special("end")
+    talk = [t.bos_id, user, 300, end, assistant, 301, end, t.eos_id]
+    text = [t.bos_id, 302, 303, t.eos_id]
+    ids = np.array([*talk, *text, *talk, *text])
+    assert np.flatnonzero(Answers(ids, t).hold(np.arange(len(ids)))).tolist() == [5, 6, 9, 10, 11, 17, 18, 21, 22, 23]
+    assert np.flatnonzero(Answers(ids[9:], t).hold(np.arange(3))).tolist() == []  # cut: nobody knows what it is of
+
+
+def test_texts_without_any_turn_are_refused(small_shards):
+    with pytest.raises(InputError, match="holds no turn of the assistant"):
         batches(small_shards, loss="answers")

@@ -43,7 +43,7 @@ def test_rows_know_who_speaks_as_the_whole_text_does(small_tokenizer):
                                               ("assistant", "!")]) for i in range(7)]
     tokens = np.array([i for ids in talk for i in ids])
     rows = tokens[: len(tokens) // 3 * 3].reshape(3, -1)
-    whole = Answers(tokens, small_tokenizer, "talk").hold(np.arange(rows.size)).reshape(rows.shape)
+    whole = Answers(tokens, small_tokenizer).hold(np.arange(rows.size)).reshape(rows.shape)
     first = np.isin(rows, [small_tokenizer.special(x) for x in ("assistant", "user", "end")]).argmax(1)
     known = np.arange(rows.shape[1]) >= first[:, None]
     assert (said(rows, small_tokenizer) == (whole & known)).all() and whole.any() and not whole.all()

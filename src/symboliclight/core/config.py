@@ -112,7 +112,7 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)  # domain -> weight; empty: in proportion to tokens
     seq_len: int = 512  # tokens per training sequence
     packing: Literal["stream", "documents"] = "stream"  # documents: laid out whole, and padding; state is not reset
-    loss: Literal["all", "answers"] = "all"  # answers: on the assistant's turns alone
+    loss: Literal["all", "answers"] = "all"  # answers: not on what users say
 
     def __post_init__(self) -> None:
         _require(self.seq_len > 0, f"data.seq_len must be positive, got {self.seq_len}")

@@ -41,8 +41,11 @@ class Batches:
         self._tokens = {name: shards.tokens(split, name) for name in share}
         tokenizer = None if (packing, loss) == ("stream", "all") else shards.tokenizer()
         self._fill = max(tokenizer.pad_id, 0) if tokenizer else 0
-        self._answers = {name: Answers(tokens, tokenizer, name)
+        self._answers = {name: Answers(tokens, tokenizer)
                          for name, tokens in self._tokens.items()} if tokenizer and loss == "answers" else {}
+        if self._answers and not any(answers.turns for answers in self._answers.values()):
+            raise InputError(f'{shards.path} holds no turn of the assistant, which data.loss = "answers" is for; take '
+                             "shards with conversations, or leave data.loss out")
         self._domains: dict[str, Packing] = {}
         for name, tokens in self._tokens.items():
             key = f"{seed}:{split}:{name}"

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.core.turns import turn
 
@@ -57,28 +56,28 @@ def encode_document(tokenizer: Tokenizer, document: Document, special: bool = Tr
 
 
 def said(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens of rows (B, T) the assistant says, bool (B, T), as `Answers`; nobody before the first turn."""
-    piece, others = tokenizer.special("assistant"), [tokenizer.special(role) for role in ("system", "user", "end")]
-    changes = np.isin(tokens, [piece, *others, tokenizer.bos_id, tokenizer.eos_id])
-    last = np.maximum.accumulate(np.where(changes, np.arange(tokens.shape[1]), -1), 1)
-    before = np.concatenate([np.full((len(tokens), 1), -1), last[:, :-1]], 1)  # the change before the token itself
-    return (before >= 0) & (np.take_along_axis(tokens, before, 1) == piece)
+    """Which tokens of rows (B, T) count, bool (B, T), as `Answers`; nothing does before a row's first turn or text."""
+    found = np.zeros(tokens.shape, bool)
+    for row, out in zip(tokens, found, strict=True):
+        out[:] = Answers(row, tokenizer).hold(np.arange(len(row)))
+    return found
 
 
 class Answers:
-    """Which tokens of a domain are said by the assistant: all after its special piece, up to and with <|end|>."""
+    """Which tokens count: what the assistant says, all after its special piece, up to and with <|end|>; and documents
+    without turns, all after their bos.
+    """
 
-    def __init__(self, tokens: np.ndarray, tokenizer: Tokenizer, name: str) -> None:
-        """Raises `InputError` if there is none."""
-        self._piece = tokenizer.special("assistant")
+    def __init__(self, tokens: np.ndarray, tokenizer: Tokenizer) -> None:
+        piece, eos, bos = tokenizer.special("assistant"), tokenizer.eos_id, tokenizer.bos_id
         others = [tokenizer.special(role) for role in ("system", "user", "end")]
-        self._changes = np.flatnonzero(np.isin(tokens, [self._piece, *others, tokenizer.bos_id, tokenizer.eos_id]))
-        self._answers = tokens[self._changes] == self._piece
-        if not self._answers.any():
-            raise InputError(f"domain {name!r} holds no turn of the assistant, so nothing of it would be learnt with "
-                             'data.loss = "answers"; leave it out of data.weights')
+        self._changes = np.flatnonzero(np.isin(tokens, [piece, *others, bos, eos]))
+        marks = tokens[self._changes]
+        self.turns = bool((marks == piece).any())  # whether the assistant says anything
+        follows = np.append(marks[1:], eos)
+        self._counts = (marks == piece) | ((marks == bos) & ((follows == eos) | (follows == bos)))
 
     def hold(self, positions: np.ndarray) -> np.ndarray:
-        """Whether each position lies in an answer, bool; False for those below 0."""
+        """Whether each position counts, bool; False for those below 0."""
         last = np.searchsorted(self._changes, positions, side="left") - 1  # the change before the token itself
-        return (last >= 0) & self._answers[last]
+        return (last >= 0) & (self._counts[last] if len(self._counts) else False)

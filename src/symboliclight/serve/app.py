@@ -187,7 +187,7 @@ def _model(name: str, served: Served | None) -> dict[str, Any]:
         return about
     config = served.writer.model.config
     return about | {"vocab_size": config.vocab_size, "layers": config.n_layers, "d_model": config.d_model,
-                    "features": page.features(served.writer.meter is not None),
+                    "features": page.features(served.writer.meter is not None, served.states.offered),
                     "defaults": page.defaults(served.defaults)}
 
 

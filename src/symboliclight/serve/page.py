@@ -22,9 +22,9 @@ async def page(http: HttpRequest) -> Response:
         "Cache-Control": "no-cache"})
 
 
-def features(spikes: bool) -> list[str]:
+def features(spikes: bool, states: bool) -> list[str]:
     """What a page may ask for beside OpenAI's smallest request."""
-    return ["logprobs"] * ("logprobs" in HEARD) + ["spikes"] * spikes
+    return ["logprobs"] * ("logprobs" in HEARD) + ["spikes"] * spikes + ["states"] * states
 
 
 def defaults(of: Defaults) -> dict[str, Any]:

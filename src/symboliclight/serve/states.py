@@ -55,13 +55,18 @@ class States:
         self._saved: dict[str, Saved] = {}
         self._lock = threading.Lock()
 
+    @property
+    def offered(self) -> bool:
+        """Whether the model's states can be kept."""
+        return isinstance(self._model, Engine)
+
     @cached_property
     def _digest(self) -> str:
         return self._hash()
 
     def require(self, name: Any) -> str:
         """A name that a state may have. Raises `InputError` for others, and for models that keep no such states."""
-        if not isinstance(self._model, Engine):
+        if not self.offered:
             raise InputError("states are kept of the runtime only: serve with --precision, on the CPU")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise InputError(f"the name of a state must be 1 to 64 letters, digits, and _ . -, got {name!r:.80}")
