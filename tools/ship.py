@@ -24,6 +24,7 @@ from symboliclight.core.config import load_json, to_dict
 from symboliclight.core.errors import InputError
 from symboliclight.core.provenance import write_result
 from symboliclight.core.tokenizer import Tokenizer
+from symboliclight.core.turns import ends
 from symboliclight.data.shards import Shards
 from symboliclight.engine.pack import Precision
 from symboliclight.generate.runner import load_model, load_runner
@@ -123,7 +124,7 @@ def written(shipped: engine.Engine, tokenizer: Tokenizer, shards: Shards) -> dic
     openings = stories.read_openings(RECIPES / "openings.txt")
     questions = stories.read_openings(RECIPES / "questions.txt")
     with token_progress("writing stories", len(openings), "stories") as advance:
-        told = stories.measure(shipped, tokenizer, openings, card.HOW, STORY, 0, advance)
+        told = stories.measure(shipped, tokenizer, openings, card.HOW, STORY, 0, ends(tokenizer), advance)
     with token_progress("answering", len(questions), "questions") as advance:
         answers = card.answer(shipped, tokenizer, questions, ANSWER, advance)
     with token_progress("looking for training text", PASSAGES * len(shards.domains("train")), "passages") as advance:

@@ -141,6 +141,41 @@ def test_a_conversation_is_sent_whole_and_regenerated(visit, server):
     assert page.locator("#out-chat article").count() == 0 and page.evaluate("talk.length") == 0
 
 
+def test_a_text_is_forked_and_goes_on_from_there_twice(visit, server):
+    page = visit(server.port)
+    page.fill("#seed", "3")
+    send(page, "the old")
+    first = "the old" + page.evaluate("last.text")
+    page.click("#fork")
+    wait(page.locator("#status"), "to_contain_text", "Kept as it stands")
+    page.click("#clear")
+    page.locator("#forks button").click()
+    wait(page.locator("#out-write"), "to_have_text", first)
+    bodies = asked(page)
+    for more in (" river", " city"):
+        send(page, more)
+        assert bodies[-1]["prompt"] == more and bodies[-1]["state"].startswith("page-")
+        assert page.locator("#out-write").text_content() == first + more + page.evaluate("last.text")
+    page.click("#clear")
+    send(page, "the old")
+    assert "state" not in bodies[-1]
+
+
+def test_a_conversation_is_forked(visit, server):
+    page = visit(server.port)
+    page.check("input[value=chat]")
+    send(page, "the old city")
+    page.click("#fork")
+    wait(page.locator("#status"), "to_contain_text", "Kept as it stands")
+    send(page, "and then?")
+    bodies = asked(page)
+    page.locator("#forks button").click()
+    assert page.locator("#out-chat article").count() == 2
+    send(page, "why?")
+    assert [m["content"] for m in bodies[-1]["messages"]] == ["why?"] and bodies[-1]["state"].startswith("page-")
+    assert page.locator("#out-chat article").count() == 4 and page.evaluate("talk.length") == 4
+
+
 def test_escape_stops_and_what_was_written_stays(visit, server):
     page = visit(server.port)
     page.fill("#max_tokens", "1000000")

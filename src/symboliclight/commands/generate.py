@@ -23,7 +23,7 @@ from symboliclight.core.atomic import write_atomic
 from symboliclight.core.checkpoint import has_turns
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
-from symboliclight.core.turns import reply, turn
+from symboliclight.core.turns import ends, reply, turn
 from symboliclight.generate.runner import load_runner
 from symboliclight.generate.sampling import REPEATS, Completion, Generation, Sampling
 from symboliclight.interop.datasets import check_samples_folder, save_samples
@@ -77,7 +77,8 @@ def _run_generate(args: argparse.Namespace) -> None:
         check_samples_folder(args.dataset)
     model, tokenizer = load_runner(args.model, args.precision, args.threads, args.device)
     ids = tokenizer.encode(prompt, bos=True)
-    run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, seed=args.seed,
+    stop_ids = ends(tokenizer) if has_turns(args.model) else None
+    run = Generation(model, tokenizer, [ids] * args.num_samples, args.max_tokens, how, args.stop, stop_ids, args.seed,
                      end_repeats=args.end_repeats)
     stream = args.num_samples == 1 and not args.json and not args.no_stream
     start = time.perf_counter()
@@ -186,8 +187,7 @@ class Chat:
                  turns: bool, end_repeats: bool) -> None:
         self._model, self._tokenizer, self._how, self._max_tokens, self._stop = model, tokenizer, how, max_tokens, stop
         self._seed, self._turns, self._end_repeats = seed, turns, end_repeats
-        ends = [tokenizer.special("end"), tokenizer.special("user")] if turns else []
-        self._stop_ids = {tokenizer.eos_id, *ends}
+        self._stop_ids = ends(tokenizer) if turns else {tokenizer.eos_id}
         self.reset()
 
     def reset(self) -> None:

@@ -12,6 +12,11 @@ def turn(tokenizer: Tokenizer, role: str, content: str, ends: bool = True) -> li
     return ids + [tokenizer.special("end")] * ends
 
 
+def ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """What ends a text of a model that learned turns: the end of the text, of its turn, or a turn of the user."""
+    return frozenset((tokenizer.eos_id, tokenizer.special("end"), tokenizer.special("user")))
+
+
 def reply(tokenizer: Tokenizer) -> list[int]:
     """What the model's turn begins with."""
     return [tokenizer.special("assistant")]

@@ -11,7 +11,7 @@ A story passes a check, or the check has nothing to look at and passes:
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,16 @@ def read_openings(path: Path) -> list[str]:
 
 def measure(
     model: Any, tokenizer: Tokenizer, openings: Sequence[str], how: Sampling, max_tokens: int = 300, seed: int = 0,
-    on_story: Callable[[int], None] = lambda count: None,
+    stop_ids: Collection[int] | None = None, on_story: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """The first answer to each opening with `seed`, what each check says, and the share that passes, by language."""
+    """The first answer to each opening with `seed`, what each check says, and the share that passes, by language.
+
+    `stop_ids` end a story, by default the eos.
+    """
     stories: list[dict[str, Any]] = []
     for opening in openings:
-        written = generate(model, tokenizer, [tokenizer.encode(opening, bos=True)], max_tokens, how, seed=seed)[0]
+        written = generate(model, tokenizer, [tokenizer.encode(opening, bos=True)], max_tokens, how, stop_ids=stop_ids,
+                           seed=seed)[0]
         checks = check(opening, written.text, written.finish == "stop")
         stories.append({"opening": opening, "text": written.text, "tokens": len(written.ids), **checks})
         on_story(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
-from symboliclight.core.turns import reply, turn
+from symboliclight.core.turns import ends, reply, turn
 from symboliclight.generate.constraint import Kind, grammars
 from symboliclight.generate.sampling import Row, Sampling
 from symboliclight.generate.shift import Shift
@@ -73,9 +73,9 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     state: str | None = _field(body, "state", None, str)
     if chat:
         said = conversation(body.get("messages"), defaults.turns, tokenizer, state is not None)
-        prompts, ends = [said], defaults.turns
+        prompts = [said]
     else:
-        prompts, ends = [[]], False
+        prompts = [[]]
         if state is None or body.get("prompt") not in (None, "", []):
             prompts = prompts_of(body.get("prompt"), tokenizer, begun=state is not None)
     check_length(prompts, defaults.max_prompt)
@@ -93,8 +93,8 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     seed = _integer(body, "seed", secrets.randbits(32))
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}")
-    stop_ids = {tokenizer.eos_id} | ({tokenizer.special("end"), tokenizer.special("user")} if ends else set())
-    stop_ids = set() if _field(body, "ignore_eos", False, bool) else stop_ids
+    stop_ids = ends(tokenizer) if defaults.turns else frozenset({tokenizer.eos_id})
+    stop_ids = frozenset() if _field(body, "ignore_eos", False, bool) else stop_ids
     stream, spikes = (_field(body, name, False, bool) for name in ("stream", "spikes"))
     if spikes and not stream:
         raise InputError("spikes come beside a stream: set stream to true, or leave spikes out")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from symboliclight.core.tokenizer import Tokenizer
-from symboliclight.core.turns import reply, turn
+from symboliclight.core.turns import ends, reply, turn
 from symboliclight.data.shards import Shards
 from symboliclight.engine.model import Engine
 from symboliclight.generate.sampling import Sampling, generate
@@ -16,7 +16,7 @@ from symboliclight.measure.quality import windows_of
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
-HOW = Sampling(temperature=0.7, top_k=50)
+HOW = Sampling(temperature=0.8, top_k=50)  # what `generate` does unless told otherwise
 CHECKS = (("ends", "ends"), ("repeats no sentence", "repeats_no_sentence"), ("keeps its people", "keeps_its_people"),
           ("keeps its language", "keeps_its_language"), ("all four", "passes"))
 
@@ -43,11 +43,11 @@ def answer(
     on_answer: Callable[[int], None] = lambda count: None,
 ) -> list[dict[str, str]]:
     """The first answer to every question, as a turn of its own, by `HOW`, seed 0."""
-    ends, found = (tokenizer.eos_id, tokenizer.special("end"), tokenizer.special("user")), []
+    found = []
     for question in questions:
         ids = [tokenizer.bos_id, *turn(tokenizer, "user", question), *reply(tokenizer)]
-        found.append({"question": question, "text": generate(engine, tokenizer, [ids], max_tokens, HOW, stop_ids=ends,
-                                                             seed=0)[0].text})
+        done = generate(engine, tokenizer, [ids], max_tokens, HOW, stop_ids=ends(tokenizer), seed=0)[0]
+        found.append({"question": question, "text": done.text})
         on_answer(1)
     return found
 
