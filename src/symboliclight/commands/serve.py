@@ -47,13 +47,21 @@ def add(commands: Any) -> None:
                    help="room for states of texts that were read, so that they are not read again (default: 512)")
     p.add_argument("--state-memory", type=int, default=256, metavar="MIB",
                    help="room for states that clients save under a name (default: 256)")
-    p.add_argument("--key-file", metavar="FILE", help="a text file: the key that requests must bear (default: none)")
+    p.add_argument("--key-file", metavar="FILE",
+                   help="a text file with a key a line, one of which requests must bear (default: none)")
+    p.add_argument("--limit-requests", type=int, metavar="N",
+                   help="requests a minute of a key or an address (default: any)")
+    p.add_argument("--limit-tokens", type=int, metavar="N",
+                   help="tokens a minute, read and written, of a key or an address (default: any)")
+    p.add_argument("--drain", type=float, default=3, metavar="SECONDS",
+                   help="how long answers may go on once the server is stopped (default: 3)")
     add_turns(p)
     p.add_argument("--max-prompt", type=int, metavar="TOKENS", help="refuse longer prompts (default: none)")
     p.add_argument("--cors", action="append", default=[], metavar="ORIGIN",
                    help="a site whose pages may ask, such as https://example.org; *: all; may be repeated")
     p.add_argument("--api-prefix", default="", metavar="PATH", help="path before all others, such as /model")
-    p.add_argument("--log", action="store_true", help="print a line for every request on stderr")
+    p.add_argument("--log", nargs="?", const="text", choices=("text", "json"),
+                   help="print a line for every request on stderr: as text, or as JSON with what it took")
     add_sampling(p.add_argument_group("what a request gets that does not say otherwise"), seed=False)
     p.set_defaults(run=_run)
 
@@ -61,28 +69,31 @@ def add(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     try:
         from symboliclight.serve.app import Service, create_app
+        from symboliclight.serve.limits import Limits
         from symboliclight.serve.models import Loader, Models
         from symboliclight.serve.server import run
     except ImportError as error:
         raise InputError("serve needs starlette and uvicorn: pip install 'symboliclight[serve]'") from error
-    for name, least in (("slots", 1), ("memory", 0), ("state_memory", 0), ("model_memory", 1)):
+    for name, least in (("slots", 1), ("memory", 0), ("state_memory", 0), ("model_memory", 1), ("limit_requests", 1),
+                        ("limit_tokens", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     _check_web(args)
-    folders, key = _folders(args.model or [str(SHIPPED)]), _key(args.key_file)
+    folders, keys = _folders(args.model or [str(SHIPPED)]), _keys(args.key_file)
     sampling_of(args)  # what is wrong with it is said now
     loaders = {name: Loader(partial(_load, name, one, args), weight_bytes(one)) for name, one in folders.items()}
     models = Models(loaders, None if args.model_memory is None else args.model_memory << 20)
     first, folder = next(iter(folders.items()))
     with contextlib.closing(models), _listen(args.host, args.port) as listening:
         models.add(_load(first, folder, args))
-        app = create_app(Service(models, key, args.cors, args.api_prefix))
+        limits = Limits(args.limit_requests, args.limit_tokens)
+        app = create_app(Service(models, keys, args.cors, args.api_prefix, limits, args.log))
         host, port = listening.getsockname()[:2]
         others = f" ({', '.join(list(folders)[1:])} when asked for)" if len(folders) > 1 else ""
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}{args.api_prefix}"
         print(f"{first} at {_precision(folder, args) or args.device}{others}, {args.slots} texts at once: {where}/v1, "
               f"and a page at {where}/ (Ctrl-C stops)", flush=True)
-        run(app, listening, models, args.log)
+        run(app, listening, models, args.drain)
     print("stopped")
 
 
@@ -127,6 +138,8 @@ def _load(name: str, folder: str, args: argparse.Namespace) -> "Served":
 
 
 def _check_web(args: argparse.Namespace) -> None:
+    if not 0 <= args.drain < 86400:
+        raise InputError(f"--drain must be seconds, 0 or more, less than a day, got {args.drain}")
     if args.max_prompt is not None and args.max_prompt < 1:
         raise InputError(f"--max-prompt must be at least 1, got {args.max_prompt}")
     for origin in args.cors:
@@ -136,16 +149,16 @@ def _check_web(args: argparse.Namespace) -> None:
         raise InputError(f"--api-prefix wants a path such as /model, without a slash at its end, got {args.api_prefix}")
 
 
-def _key(path: str | None) -> str | None:
+def _keys(path: str | None) -> list[str]:
     if path is None:
-        return None
+        return []
     try:
-        key = Path(path).read_text(encoding="utf-8").strip()
+        keys = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; --key-file wants a text file") from error
-    if not key:
+    if not keys:
         raise InputError(f"{path} is empty; write a key into it")
-    return key
+    return keys
 
 
 def _listen(host: str, port: int) -> socket.socket:

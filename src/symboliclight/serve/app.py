@@ -19,13 +19,15 @@ from starlette.routing import BaseRoute, Mount, Route
 from symboliclight.core.errors import InputError
 from symboliclight.core.tokenizer import Tokenizer
 from symboliclight.serve import page
+from symboliclight.serve.access import Access, Form
 from symboliclight.serve.answers import Answer
 from symboliclight.serve.embeddings import embeddings
 from symboliclight.serve.errors import HANDLERS, Refused
 from symboliclight.serve.jobs import Job, Shape, ended, left, streamed
+from symboliclight.serve.limits import Limits
 from symboliclight.serve.metrics import CONTENT, Requests, exposition
 from symboliclight.serve.models import Models, Served
-from symboliclight.serve.requests import parse, to_read
+from symboliclight.serve.requests import Request, parse, to_read
 from symboliclight.serve.responses import ResponseAnswer, to_chat
 from symboliclight.serve.states import Saved
 from symboliclight.serve.tokens import detokenize, tokenize
@@ -38,9 +40,11 @@ class Service:
     """What the routes serve."""
 
     models: Models
-    key: str | None = None  # what a request must bear; None: nothing
+    keys: Sequence[str] = ()  # one of which a request must bear; none: nothing
     origins: Sequence[str] = ()  # whose pages may ask; *: all
     prefix: str = ""  # of all paths
+    limits: Limits = field(default_factory=Limits)
+    log: Form | None = None  # of a line for every request
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)  # path and status -> requests
 
 
@@ -96,11 +100,12 @@ class _Routes:
         return await self._convert(http, detokenize)
 
     async def embeddings(self, http: HttpRequest) -> Response:
-        self._admit(http)
-        body = await _body(http)
+        body = await self._body(http)
         async with self._embedding, self._service.models.use(_name(body)) as served:  # one at a time, in pieces
-            return JSONResponse(await run_in_threadpool(embeddings, body, served.writer.model, served.tokenizer,
-                                                        served.name, served.defaults.max_prompt))
+            found = await run_in_threadpool(embeddings, body, served.writer.model, served.tokenizer, served.name,
+                                            served.defaults.max_prompt)
+        self._service.limits.spend(http.state.client, found["usage"]["total_tokens"])
+        return JSONResponse(found)
 
     async def states(self, http: HttpRequest) -> Response:
         """All states of a model."""
@@ -113,16 +118,15 @@ class _Routes:
         body = await self._body(http)
         async with self._service.models.use(_name(body)) as served:
             request, name = await run_in_threadpool(to_read, body, served.tokenizer, served.defaults)
-            before = None if request.state is None else served.states.get(request.state)
             served.states.require(name)
-            job = Job(served.tokenizer, request, before)
+            job = self._job(http, served, request)
             served.writer.submit(job.texts)
             try:
                 await ended(job)
             finally:
                 job.cancel()
             (text,) = job.texts
-            tokens = len(text.prompt) + (before.tokens - 1 if before else 0)
+            tokens = len(text.prompt) + (job.before.tokens - 1 if job.before else 0)
             return JSONResponse(served.states.keep(name, Saved(text.kept, text.prompt[-1], tokens)))
 
     async def one_state(self, http: HttpRequest) -> Response:
@@ -140,26 +144,36 @@ class _Routes:
                             headers={"Content-Disposition": f'attachment; filename="{name}.state"'})
 
     async def _convert(self, http: HttpRequest, convert: Callable[[Any, Tokenizer], dict[str, Any]]) -> Response:
-        self._admit(http)
-        body = await _body(http)
+        body = await self._body(http)
         async with self._service.models.use(_name(body)) as served:
             return JSONResponse(await run_in_threadpool(convert, body, served.tokenizer))
 
-    def _admit(self, http: HttpRequest) -> None:
-        key = self._service.key
-        given = http.headers.get("authorization", "").removeprefix("Bearer ")
-        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
+    def _admit(self, http: HttpRequest) -> str:
+        """Who asks: a key, or an address. Raises `Refused` without a key that is wanted, `TooMany`."""
+        given = http.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        matches = [hmac.compare_digest(given, key.encode()) for key in self._service.keys]
+        if matches and not any(matches):
             raise Refused(401, "this server wants its key: Authorization: Bearer KEY")
+        client = f"key {matches.index(True) + 1}" if matches else http.client.host if http.client else "-"
+        if http.method == "POST":
+            self._service.limits.admit(client)
+        return client
 
     async def _body(self, http: HttpRequest) -> Any:
-        self._admit(http)
+        http.state.client = self._admit(http)
         return await _body(http)
+
+    def _job(self, http: HttpRequest, served: Served, request: Request) -> Job:
+        before = None if request.state is None else served.states.get(request.state)
+        job = Job(served.tokenizer, request, before,
+                  lambda tokens: self._service.limits.spend(http.state.client, tokens))
+        http.state.told = lambda: {"model": served.name, **job.told()}
+        return job
 
     async def _answer(self, http: HttpRequest, body: Any, chat: bool, shape: Shape = Answer) -> Response:
         async with self._service.models.use(_name(body)) as served:
             request = await run_in_threadpool(parse, body, chat, served.tokenizer, served.defaults)
-            before = None if request.state is None else served.states.get(request.state)
-            job = Job(served.tokenizer, request, before)
+            job = self._job(http, served, request)
             answer, writer = shape(request, served.name, served.tokenizer, job.texts), served.writer
             writer.submit(job.texts)
         if request.stream:
@@ -232,11 +246,11 @@ def create_app(service: Service) -> Starlette:
         Route("/detokenize", routes.detokenize, methods=["POST"]),
         Route("/health", routes.health), Route("/stats", routes.stats), Route("/metrics", routes.metrics)]
     paths = {prefix + route.path for route in served if isinstance(route, Route)}
-    counting = Middleware(Requests, service.answered, paths)
+    outside = [Middleware(Access, service.log), Middleware(Requests, service.answered, paths)]
     methods = ("GET", "POST", "PUT", "DELETE")
     cors = Middleware(CORSMiddleware, service.origins, methods, ("Authorization", "Content-Type"))
     return Starlette(
         routes=[Mount(prefix, routes=served)] if prefix else served,
-        middleware=[counting, cors] if service.origins else [counting],
+        middleware=[*outside, cors] if service.origins else outside,
         exception_handlers=HANDLERS,
     )

@@ -8,6 +8,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from symboliclight.core.errors import InputError
+from symboliclight.serve.limits import TooMany
 from symboliclight.serve.texts import Busy
 
 
@@ -38,6 +39,11 @@ async def _busy(http: HttpRequest, error: Exception) -> Response:
     return JSONResponse(problem(str(error), "server_busy"), 503, {"Retry-After": "1"})
 
 
+async def _too_many(http: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, TooMany)
+    return JSONResponse(problem(str(error), "rate_limit_error"), 429, {"Retry-After": str(error.seconds)})
+
+
 async def _failed(http: HttpRequest, error: Exception) -> Response:
     return JSONResponse(problem(f"{type(error).__name__}: {error}", "server_error"), 500)
 
@@ -46,5 +52,5 @@ async def _gone(http: HttpRequest, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-HANDLERS: dict[Any, Any] = {InputError: _refused, Refused: _refused, Busy: _busy, ClientDisconnect: _gone,
-                            HTTPException: _nowhere, Exception: _failed}
+HANDLERS: dict[Any, Any] = {InputError: _refused, Refused: _refused, Busy: _busy, TooMany: _too_many,
+                            ClientDisconnect: _gone, HTTPException: _nowhere, Exception: _failed}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -23,8 +23,11 @@ Shape = type[Answer] | type[ResponseAnswer]  # of what is told of a text
 class Job:
     """The texts of one request, and what the writer's thread says of them."""
 
-    def __init__(self, tokenizer: Tokenizer, request: Request, before: Saved | None = None) -> None:
-        self.request, self._loop, self._before = request, asyncio.get_running_loop(), before
+    def __init__(self, tokenizer: Tokenizer, request: Request, before: Saved | None = None,
+                 spend: Callable[[int], None] = lambda tokens: None) -> None:
+        """`before`: what the prompts are read behind; `spend` is told once, at the end, how many tokens it took."""
+        self.request, self._loop, self.before = request, asyncio.get_running_loop(), before
+        self._spend: Callable[[int], None] | None = spend
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self.texts = [self._text(tokenizer, i, prompt) for i, prompt in enumerate(request.prompts)]
 
@@ -34,8 +37,8 @@ class Job:
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (i * self.request.n + event.row, event))
 
         asked, begin = self.request, None
-        if self._before is not None:
-            prompt, begin = [self._before.last, *prompt], self._before.state
+        if self.before is not None:
+            prompt, begin = [self.before.last, *prompt], self.before.state
         return Text(prompt, asked.rows(tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
                     only_read=not asked.max_tokens, spikes=asked.spikes, begin=begin)
 
@@ -53,8 +56,18 @@ class Job:
             yield come
 
     def cancel(self) -> None:
+        """It has ended, or nobody is there to read it."""
         for text in self.texts:
             text.cancelled = True
+        spend, self._spend = self._spend, None
+        if spend is not None:
+            spend(self.usage()["total_tokens"])
+
+    def told(self) -> dict[str, Any]:
+        """What a log says of it."""
+        used = self.usage()
+        return {"prompt_tokens": used["prompt_tokens"], "written_tokens": used["completion_tokens"],
+                "cached_tokens": used["prompt_tokens_details"]["cached_tokens"]}
 
     def usage(self) -> dict[str, Any]:
         return usage(sum(len(t.prompt) for t in self.texts), sum(t.cached for t in self.texts),

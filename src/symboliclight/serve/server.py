@@ -2,34 +2,32 @@
 
 import asyncio
 import contextlib
-import copy
+import signal
 import socket
 
 import uvicorn
-import uvicorn.config
 from starlette.applications import Starlette
 
 from symboliclight.serve.models import Models
 
-STOPPING = 3  # seconds that answers have to end in once the server is stopped; then they end with an error
-
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+    def __init__(self, config: uvicorn.Config, models: Models, drain: float) -> None:
         super().__init__(config)
-        self._models = models
+        self._models, self._drain = models, drain
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        late = asyncio.get_running_loop().call_later(STOPPING, self._models.stop)
+        late = asyncio.get_running_loop().call_later(self._drain, self._models.stop)
         await super().shutdown(sockets)
         late.cancel()
 
 
-def run(app: Starlette, listening: socket.socket, models: Models, log: bool) -> None:
-    """Serve until SIGINT or SIGTERM; with `log`, a line on stderr for each request."""
-    to_stderr = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    to_stderr["handlers"]["access"]["stream"] = "ext://sys.stderr"
-    config = uvicorn.Config(app, log_config=to_stderr, log_level="info" if log else "warning", access_log=log,
-                            lifespan="off", timeout_graceful_shutdown=STOPPING + 2)
+def run(app: Starlette, listening: socket.socket, models: Models, drain: float) -> None:
+    """Serve until SIGINT or SIGTERM; then no connection is taken, and answers have `drain` seconds to end in. Those
+    that have not ended then end with an error.
+    """
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off",
+                            timeout_graceful_shutdown=int(drain) + 2)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises at the end what it was stopped with
     with contextlib.suppress(KeyboardInterrupt):  # which is how a server ends
-        _Server(config, models).run([listening])
+        _Server(config, models, drain).run([listening])
