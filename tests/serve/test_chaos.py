@@ -119,7 +119,8 @@ class Chaos:
 
     def do_bad_body(self, draw):
         bad = (b"", b"{", b"\xff\xfe", b"[" * 3000, b"null", b'{"prompt": 5}', b'{"prompt": "a", "n": 99}',
-               draw.randbytes(99), b'{"prompt": "a", "stop": [""]}', b'{"prompt": "a", "temperature": 1e999}', b'{"prompt": "\\ud800"}')
+               draw.randbytes(99), b'{"prompt": "a", "stop": [""]}', b'{"prompt": "a", "temperature": 1e999}',
+               b'{"prompt": "\\ud800"}')
         status, answer = self.ask("/v1/completions", draw.choice(bad))
         self.must(status == 400 and b"message" in answer, f"bad body: {status} {answer[:99]}")
 

@@ -22,6 +22,7 @@ import torch
 
 from symboliclight import engine
 from symboliclight.benchmarks.harness import row, turns, write
+from symboliclight.benchmarks.serve_load import costs, open_loop
 from symboliclight.core import checkpoint
 from symboliclight.core.config import preset
 from symboliclight.core.errors import InputError
@@ -90,15 +91,18 @@ def run(out: Path, quick: bool = False) -> Path:
         folder = Path(temporary) / name
         checkpoint.save(folder, config, exported_tensors(config, tensors, "int8"), tokenizer)
         with server(folder, threads) as client:
-            rows = _together(client, name, tokens)
+            rows, rate = _together(client, name, tokens)
             rows += _beside_the_runtime(client, engine.load(folder, threads=threads), tokenizer, name, tokens)
             rows += _first_token(client, name, long, tokenizer.vocab_size)
             rows += _behind(client, name, 64 * long, tokenizer.vocab_size)
             rows += _kept(client, name)
+            rows += costs(client, name, tokens)
+            rows += open_loop(client, name, tokens, rate)
     return write("serve", rows, out, threads=threads, clients=CLIENTS, quick=quick)
 
 
-def _together(client: Client, name: str, tokens: int) -> list[dict[str, Any]]:
+def _together(client: Client, name: str, tokens: int) -> tuple[list[dict[str, Any]], float]:
+    """Rows, and texts a second when all places are taken."""
     def ask(seed: int) -> str:
         return client.text(seed=seed, max_tokens=tokens)
 
@@ -117,8 +121,10 @@ def _together(client: Client, name: str, tokens: int) -> list[dict[str, Any]]:
     contenders: dict[str, Callable[[], object]] = {"alone": one_by_one, "4": at_once(4), str(CLIENTS): at_once(CLIENTS)}
     found = turns(contenders, rounds=7)
     rate = {n: CLIENTS * tokens / found.median(n) for n in found.seconds}
-    return [row(f"{n} clients at once against one after another, {name} int8, {tokens} tokens each", "tokens/s",
-                rate[n], rate["alone"], found.faster(n, "alone")) for n in ("4", str(CLIENTS))]
+    rows = [row(f"{n} clients at once against one after another, {name} int8, {tokens} tokens each", "tokens/s",
+                rate[n], rate["alone"], found.faster(n, "alone"), asked)
+            for n, asked in (("4", None), (str(CLIENTS), 5.0))]
+    return rows, rate[str(CLIENTS)] / tokens
 
 
 def _beside_the_runtime(client: Client, model: Any, tokenizer: Tokenizer, name: str, tokens: int
@@ -130,7 +136,8 @@ def _beside_the_runtime(client: Client, model: Any, tokenizer: Tokenizer, name: 
         raise InputError("bench serve: the server writes another text than the runtime; not measured")
     found = turns({"served": lambda: client.text(max_tokens=tokens), "direct": direct}, rounds=15, twice=True)
     return [row(f"one client against the runtime without a server, {name} int8", "tokens/s",
-                tokens / found.median("served"), tokens / found.median("direct"), found.faster("served", "direct"))]
+                tokens / found.median("served"), tokens / found.median("direct"), found.faster("served", "direct"),
+                0.95)]
 
 
 def _first_token(client: Client, name: str, long: int, vocabulary: int) -> list[dict[str, Any]]:
@@ -148,7 +155,7 @@ def _first_token(client: Client, name: str, long: int, vocabulary: int) -> list[
         other.close()
     return [*rows, row(f"a client's first token while {CLIENTS - 1} texts are written, against alone, {name} int8", "s",
                        beside.median("beside"), alone.median("alone"),
-                       alone.median("alone") / beside.median("beside"))]
+                       alone.median("alone") / beside.median("beside"), round(1 / 3, 3))]
 
 
 def _behind(client: Client, name: str, long: int, vocabulary: int) -> list[dict[str, Any]]:
