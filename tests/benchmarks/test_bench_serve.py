@@ -1,5 +1,6 @@
 """`bench serve` measures a real server, and nothing that is wrong."""
 
+import contextlib
 import itertools
 import time
 
@@ -44,7 +45,7 @@ def test_clients_come_at_random_times_at_the_rate_asked_for():
         def send(self, **body):
             came.append(time.perf_counter())
             time.sleep(0.05)
-            raise SystemExit  # ends this client alone
+            return contextlib.nullcontext([])
 
     serve_load._arrive(Slow(), 4, 2000, np.random.default_rng(0))
     gaps = np.diff(sorted(came))
