@@ -4,6 +4,8 @@ In an open loop clients come as they do, at times that nobody waits for: gaps ar
 share of the rate at which the server can write their texts. A server that is slower than that has a queue that grows.
 """
 
+import contextlib
+import http.client
 import json
 import threading
 import time
@@ -52,8 +54,9 @@ def _endless(client: Any, **more: Any) -> Iterator[None]:
 
 
 def _drain(answer: Any) -> None:
-    while answer.read1(1 << 16):
-        pass
+    with contextlib.suppress(http.client.IncompleteRead):  # the connection ends inside the stream
+        while answer.read1(1 << 16):
+            pass
 
 
 def open_loop(client: Any, name: str, tokens: int, rate: float, seed: int = 0) -> list[dict[str, Any]]:
