@@ -40,7 +40,7 @@ class Job:
         if self.before is not None:
             prompt, begin = [self.before.last, *prompt], self.before.state
         return Text(prompt, asked.rows(tokenizer, i), tell, scored=asked.logprobs if asked.echo else None,
-                    only_read=not asked.max_tokens, spikes=asked.spikes, begin=begin)
+                    only_read=not asked.max_tokens, quiet=not asked.stream, spikes=asked.spikes, begin=begin)
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
         """What has come, as (choice, event), until all texts have ended. Raises the error of one that failed."""

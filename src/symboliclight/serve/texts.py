@@ -33,6 +33,7 @@ class Text:
     cached: int = 0  # tokens of the prompt that were remembered
     scored: int | None = None  # score the prompt's tokens too, beside so many of the likeliest: it is read whole
     only_read: bool = False  # end behind the prompt, and write nothing
+    quiet: bool = False  # tell its end alone: whoever waits for the whole text need not be woken for every token
     spikes: bool = False  # tell who spiked, an event a token
     begin: Any = None  # the state that the prompt is read behind; None: of nothing
     kept: Any = None  # of one that is only read: the state before its last token, once it has ended

@@ -280,7 +280,7 @@ class Writer:
             r.last = now
             if i in seen:
                 seen[i] |= {"token": len(r.row.done.ids) - 1, "id": r.token}
-            if piece or r.row.done.finish or i in seen:
+            if r.row.done.finish or ((piece or i in seen) and not r.text.quiet):
                 r.text.tell(Event(r.index, piece, r.row.done.finish, spikes=seen.get(i)))
         self._leave(lambda r: bool(r.row.done.finish) or r.text.cancelled)
 
