@@ -14,7 +14,9 @@ from training import CONFIG, go
 from symboliclight.commands import cli
 from symboliclight.core.checkpoint import MODEL
 from symboliclight.core.config import DataConfig, ModelConfig, RunConfig, from_dict
+from symboliclight.core.turns import ends
 from symboliclight.generate import runner
+from symboliclight.measure import stories
 from symboliclight.measure.likelihood import nats
 from symboliclight.show import card
 
@@ -49,7 +51,28 @@ def test_it_predicts_text_that_it_did_not_train_on_as_well_as_its_card_says(ship
     assert loss < RESULT["shipped"]["languages"][domain[:2]]["nats_per_token"] + 1 < np.log(model.config.vocab_size) - 1
 
 
-@pytest.mark.parametrize("prompt", ["Once upon a time", "话说天下大势"])
+def test_stories_keep_their_language_do_not_circle_and_some_end(shipped):
+    """As the card says of all forty; rounding on another processor moves single stories, so bounds are wide."""
+    model, tokenizer = shipped
+    openings = stories.read_openings(ROOT / "recipes" / "openings.txt")
+    for language in (openings[:6], openings[20:26]):
+        found = stories.measure(model, tokenizer, language, card.HOW, 300, stop_ids=ends(tokenizer))
+        share = found["shares"]["all"]
+        assert share["keeps_its_language"] >= 0.8 and share["ends"] > 0
+        circling = [s for s in found["stories"] if len(set(tokenizer.encode(s["text"])[-100:])) <= 12]
+        assert len(circling) <= 1
+
+
+@pytest.mark.parametrize("prompt", ["", "Привет, как дела?", "🐱🐶🌊", "مرحبا", "the cat " * 5000, "\u200b\x00\n\t",
+                                    "<|end|>"])
+def test_any_prompt_is_continued_or_ends(prompt, capsys, tmp_path):
+    (tmp_path / "prompt").write_text(prompt, encoding="utf-8")
+    assert cli.main(["generate", "--prompt-file", str(tmp_path / "prompt"), "--max-tokens", "150"]) == 0
+    found = capsys.readouterr()
+    assert found.out.startswith(prompt) and "Traceback" not in found.err
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "从前，"])
 def test_generate_needs_neither_a_model_nor_torch(prompt):
     code = ("import sys; sys.modules['torch'] = None; from symboliclight.commands.cli import main; "
             f"sys.exit(main(['generate', {prompt!r}, '--max-tokens', '20']))")

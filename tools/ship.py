@@ -62,7 +62,7 @@ def ship(args: argparse.Namespace) -> None:
     """Raises `InputError` if a run is not finished, does not fit the data, or is too large."""
     shards = Shards.open(args.data)
     runs = [finished(run) for run in [*args.phases, args.model]]
-    if runs[-1]["data_hash"] != shards.data_hash:
+    if shards.data_hash not in {facts["data_hash"] for facts in runs}:
         raise InputError(f"{args.model} was trained on other data than {shards.path}; give its own shards")
     beside = dict(one.partition("=")[::2] for one in args.beside)
     engine.export(args.model, args.package, PRECISION)

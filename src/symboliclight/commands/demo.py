@@ -15,7 +15,7 @@ from rich.table import Table
 from symboliclight.commands.output import print_json
 from symboliclight.core.errors import InputError
 
-SHIPPED_TOKENS = 60  # of each text by the model that comes with the package
+SHIPPED_TOKENS = 200  # of each text by the model that comes with the package
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -61,15 +61,17 @@ def run(args: argparse.Namespace) -> None:
 
 def _show_shipped(console: Console) -> None:
     """What the model that comes with the package writes, before anything is trained."""
+    from symboliclight.core.turns import ends
     from symboliclight.generate.runner import SHIPPED, load_runner
     from symboliclight.generate.sampling import Sampling, generate
 
     model, tokenizer = load_runner(str(SHIPPED))
     console.print("The model that comes with the package ([bold]symboliclight generate[/]; docs/results/shipped.md) "
                   "writes:")
-    for prompt in ("Once upon a time", "话说天下大势"):
+    for prompt in ("Once upon a time", "从前，"):
         ids = tokenizer.encode(prompt, bos=True)
-        text = generate(model, tokenizer, [ids], SHIPPED_TOKENS, Sampling(temperature=0.7, top_k=50), seed=0)[0].text
+        how = Sampling(temperature=0.8, top_k=50)  # as `generate` does
+        text = generate(model, tokenizer, [ids], SHIPPED_TOKENS, how, stop_ids=ends(tokenizer), seed=0)[0].text
         console.print("  " + prompt + text.replace("\n", "\n  "), highlight=False, markup=False)
     console.print("\nNow two models are trained from nothing, to see how they differ.")
 

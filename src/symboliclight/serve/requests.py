@@ -71,13 +71,7 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     body = heard(body, chat)
     n, options = _integer(body, "n", 1), _field(body, "stream_options", {}, dict)
     state: str | None = _field(body, "state", None, str)
-    if chat:
-        said = conversation(body.get("messages"), defaults.turns, tokenizer, state is not None)
-        prompts = [said]
-    else:
-        prompts = [[]]
-        if state is None or body.get("prompt") not in (None, "", []):
-            prompts = prompts_of(body.get("prompt"), tokenizer, begun=state is not None)
+    prompts = _to_continue(body, chat, state is not None, tokenizer, defaults)
     check_length(prompts, defaults.max_prompt)
     if not 1 <= n * len(prompts) <= MOST:
         raise InputError(f"n must be at least 1, and n times the prompts at most {MOST}, got {n} times {len(prompts)}")
@@ -104,6 +98,15 @@ def parse(body: Any, chat: bool, tokenizer: Tokenizer, defaults: Defaults) -> Re
     return Request(prompts, n, _sampling(body, defaults.sampling), limit, stop, stop_ids, seed,
                    stream, _field(options, "include_usage", False, bool), chat, _logprobs(body, chat),
                    _shift(body, tokenizer), echo, spikes, form, state)
+
+
+def _to_continue(body: Mapping[str, Any], chat: bool, begun: bool, tokenizer: Tokenizer, defaults: Defaults
+                 ) -> list[list[int]]:
+    """Ids of each prompt; behind a state a completion may go on without any."""
+    if chat:
+        return [conversation(body.get("messages"), defaults.turns, tokenizer, begun)]
+    prompt = body.get("prompt")
+    return [[]] if begun and prompt in (None, "", []) else prompts_of(prompt, tokenizer, begun=begun)
 
 
 def to_read(body: Any, tokenizer: Tokenizer, defaults: Defaults) -> tuple[Request, Any]:

@@ -82,7 +82,7 @@ def facts(result: dict[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = [("parameters", f"{result['parameters']:,}"),
                                    ("weights", f"{result['precision']}, {result['bytes'] / 1e6:.1f} MB")]
     for i, t in enumerate(result["training"], 1):
-        on = "answers alone" if t["loss"] == "answers" else "all tokens"
+        on = "all but what users say" if t["loss"] == "answers" else "all tokens"
         rows.append((f"phase {i}", f"{t['tokens']:,} tokens, loss on {on}; batch {t['batch_size']} × {t['seq_len']}, "
                                    f"peak rate {t['lr']:g}, seed {t['seed']}; {_time(t)}"))
     known = result["memorised"]
