@@ -140,6 +140,12 @@ class Chaos:
             status, _ = self.ask(path, body, method=method)
             self.must(status in (200, 400, 404, 503), f"{method} {path}: {status}")
 
+    def do_leave_a_state(self, draw):
+        link = self.link()
+        link.request("POST", "/v1/states", json.dumps({"name": "gone", "prompt": [300] * MOST}), KEY)
+        time.sleep(draw.random() / 20)
+        link.close()
+
     def do_embeddings(self, draw):
         status, _ = self.ask("/v1/embeddings", {"input": list(PROMPTS)})
         self.must(status == 200, f"embeddings: {status}")

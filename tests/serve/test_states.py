@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_a_state_is_taken_away_and_brought_back(server, ids):
     brought = json.loads(server.open("/v1/states/d", raw=data, method="PUT").read())
     assert brought["tokens"] == len(ids) and text(server, {"state": "d"}) == expected
     assert "d" in [one["name"] for one in server.ask("/v1/states")[1]["data"]]
+
+
+def test_a_client_that_leaves_has_its_prompt_read_no_further(server):
+    tokens, before = 200_000, server.ask("/stats")[1]["prompt_tokens"]
+    link, deadline = server.connect(), time.monotonic() + 60
+    link.request("POST", "/v1/states", json.dumps({"name": "nobodys", "prompt": [300] * tokens}),
+                 {"Content-Type": "application/json"})
+    while not server.ask("/health")[1]["waiting"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    link.close()
+    while server.ask("/health")[1]["waiting"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert 0 < server.ask("/stats")[1]["prompt_tokens"] - before < tokens
+    assert "nobodys" not in [state["name"] for state in server.ask("/v1/states")[1]["data"]]
 
 
 def test_hostile_files_are_refused(server, ids):

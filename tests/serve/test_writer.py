@@ -200,6 +200,25 @@ def test_what_can_never_be_written_is_refused_and_a_full_queue_is_busy(model, sm
         told.wait()
 
 
+def test_who_has_left_takes_no_room_from_those_that_wait(model, small_tokenizer):
+    endless, first, gone, last = (Told(small_tokenizer, "a", max_tokens=n) for n in (10**6, 5, 5, 5))
+    with Writer(model, 1, Memory(0), queue=2) as writer:
+        writer.submit([endless.text])
+        while writer.load() != (1, 0):
+            time.sleep(0.001)
+        writer.submit([first.text, gone.text])
+        with pytest.raises(Busy):
+            writer.submit([last.text])
+        gone.text.cancelled = True
+        deadline = time.monotonic() + 60
+        while writer.load() != (1, 1):
+            assert time.monotonic() < deadline, "the text that left still waits"
+            time.sleep(0.001)
+        writer.submit([last.text])
+        endless.text.cancelled = True
+        assert first.wait().done == last.wait().done and not gone.events
+
+
 class Slow:
     """A model that takes its time for a call."""
 

@@ -23,7 +23,7 @@ from symboliclight.serve.access import Access, Form
 from symboliclight.serve.answers import Answer
 from symboliclight.serve.embeddings import embeddings
 from symboliclight.serve.errors import HANDLERS, Refused
-from symboliclight.serve.jobs import Job, Shape, ended, left, streamed
+from symboliclight.serve.jobs import Job, Shape, streamed, written
 from symboliclight.serve.limits import Limits
 from symboliclight.serve.metrics import CONTENT, Requests, exposition
 from symboliclight.serve.models import Models, Served
@@ -121,10 +121,8 @@ class _Routes:
             served.states.require(name)
             job = self._job(http, served, request)
             served.writer.submit(job.texts)
-            try:
-                await ended(job)
-            finally:
-                job.cancel()
+            if not await written(http, job):
+                return Response(status_code=499)
             (text,) = job.texts
             tokens = len(text.prompt) + (job.before.tokens - 1 if job.before else 0)
             return JSONResponse(served.states.keep(name, Saved(text.kept, text.prompt[-1], tokens)))
@@ -180,18 +178,9 @@ class _Routes:
             layout = writer.meter.layout() if request.spikes and writer.meter else None
             return StreamingResponse(streamed(job, answer, layout), media_type="text/event-stream",
                                      headers={"cache-control": "no-store"})
-        ending = asyncio.create_task(ended(job))
-        leaving = asyncio.create_task(left(http))
-        try:
-            await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not ending.done():
-                return Response(status_code=499)  # nobody is there to read it
-            ending.result()
-            return JSONResponse(answer.whole(job.usage()))
-        finally:
-            job.cancel()
-            ending.cancel()
-            leaving.cancel()
+        if not await written(http, job):
+            return Response(status_code=499)  # nobody is there to read it
+        return JSONResponse(answer.whole(job.usage()))
 
 
 def _model(name: str, served: Served | None) -> dict[str, Any]:

@@ -74,12 +74,26 @@ class Job:
                      sum(len(row.done.ids) for t in self.texts for row in t.rows))
 
 
-async def ended(job: Job) -> None:
+async def written(http: HttpRequest, job: Job) -> bool:
+    """Wait until all texts have ended, and raise what went wrong; False: the client has gone, they go no further."""
+    ending, leaving = asyncio.create_task(_ended(job)), asyncio.create_task(_left(http))
+    try:
+        await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            ending.result()
+        return ending.done()
+    finally:
+        job.cancel()
+        ending.cancel()
+        leaving.cancel()
+
+
+async def _ended(job: Job) -> None:
     async for _ in job.events():
         pass
 
 
-async def left(http: HttpRequest) -> None:
+async def _left(http: HttpRequest) -> None:
     """Return when the client has gone."""
     while (await http.receive())["type"] != "http.disconnect":
         pass

@@ -172,11 +172,12 @@ class Writer:
     def _begin(self) -> None:
         """Let prompts into the round that wait, each to a place; rows of prompts that were read come before them."""
         with self._changed:
-            while self._waiting and (self._waiting[0].cancelled or (self._free() > 0 and not self._read_up)):
+            if any(text.cancelled for text in self._waiting):  # they take no room from those that wait on
+                self._waiting = deque(text for text in self._waiting if not text.cancelled)
+            while self._waiting and self._free() > 0 and not self._read_up:
                 text = self._waiting.popleft()
-                if not text.cancelled:
-                    self._round.append(_Reading(text, None if text.begin is None else text.begin.copy()))
-                    self.counts.texts += 1
+                self._round.append(_Reading(text, None if text.begin is None else text.begin.copy()))
+                self.counts.texts += 1
 
     def _read(self, now: _Reading, most: int) -> int:
         """Read on in a prompt, to the next multiple of a piece and at most so many tokens; what it cost in tokens."""
