@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import time
 
 import numpy as np
@@ -35,6 +36,13 @@ def test_every_row_is_measured(client, exported, small_tokenizer, monkeypatch):
     monkeypatch.setattr(serve_load, "ARRIVALS", 6)
     rows += serve_load.costs(client, "small", 4) + serve_load.open_loop(client, "small", 4, rate)
     assert len(rows) == 7 + 2 + 3 * 4 and all(r["value"] > 0 and r["against"] > 0 and r["ratio"] > 0 for r in rows)
+
+
+def test_the_quick_form_runs(tmp_path, monkeypatch):
+    """With the tokenizer of the package, which may have more ids than the model, or fewer."""
+    monkeypatch.setattr(serve_load, "ARRIVALS", 6)
+    found = json.loads(bench.run(tmp_path, quick=True).read_text(encoding="utf-8"))
+    assert found["quick"] and len(found["rows"]) == 7 + 2 + 3 * 4
 
 
 def test_clients_come_at_random_times_at_the_rate_asked_for():

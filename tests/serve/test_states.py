@@ -96,7 +96,7 @@ def test_a_client_that_leaves_has_its_prompt_read_no_further(server):
     link.close()
     while server.ask("/health")[1]["waiting"] and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert 0 < server.ask("/stats")[1]["prompt_tokens"] - before < tokens
+    assert 0 < server.ask("/stats")[1]["prompt_tokens"] - before < tokens - 1  # the last is not read
     assert "nobodys" not in [state["name"] for state in server.ask("/v1/states")[1]["data"]]
 
 

@@ -86,6 +86,7 @@ def run(out: Path, quick: bool = False) -> Path:
     name, tokens, long, threads = ("mini", 8, 512, 1) if quick else ("v1-194m", 64, 2048, torch.get_num_threads())
     torch.manual_seed(0)
     config, tokenizer = preset(name), Tokenizer.load(SHIPPED)
+    vocabulary = min(config.vocab_size, tokenizer.vocab_size)  # ids that both know
     tensors = {n: x.detach().numpy() for n, x in build(config).state_dict().items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
@@ -93,8 +94,8 @@ def run(out: Path, quick: bool = False) -> Path:
         with server(folder, threads) as client:
             rows, rate = _together(client, name, tokens)
             rows += _beside_the_runtime(client, engine.load(folder, threads=threads), tokenizer, name, tokens)
-            rows += _first_token(client, name, long, tokenizer.vocab_size)
-            rows += _behind(client, name, 64 * long, tokenizer.vocab_size)
+            rows += _first_token(client, name, long, vocabulary)
+            rows += _behind(client, name, 64 * long, vocabulary)
             rows += _kept(client, name)
             rows += costs(client, name, tokens)
             rows += open_loop(client, name, tokens, rate)
