@@ -38,6 +38,14 @@ def test_the_command_is_one_that_serve_takes(kind):
     assert Path(program).name == "symboliclight" and arguments[0] == "serve" and args.key_file and args.log == "json"
 
 
+def test_the_container_takes_what_the_package_is_built_from_and_no_more():
+    """All of a checkout would bring virtual environments, and build folders that CMake refuses elsewhere."""
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    taken = [one for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE) for one in line.split()[:-1]]
+    assert {"pyproject.toml", "CMakeLists.txt", "csrc", "src"} <= set(taken) and "." not in taken
+    assert all((DEPLOY.parent / one).exists() for one in taken)
+
+
 def test_systemd_waits_longer_than_texts_may_go_on():
     args = parser().parse_args(commands()["systemd"][1:])
     assert float(service()["TimeoutStopSec"]) > args.drain + 2
