@@ -153,7 +153,7 @@ class _Routes:
         if matches and not any(matches):
             raise Refused(401, "this server wants its key: Authorization: Bearer KEY")
         client = f"key {matches.index(True) + 1}" if matches else http.client.host if http.client else "-"
-        if http.method == "POST":
+        if http.method != "GET":
             self._service.limits.admit(client)
         return client
 
@@ -237,7 +237,7 @@ def create_app(service: Service) -> Starlette:
     paths = {prefix + route.path for route in served if isinstance(route, Route)}
     outside = [Middleware(Access, service.log), Middleware(Requests, service.answered, paths)]
     methods = ("GET", "POST", "PUT", "DELETE")
-    cors = Middleware(CORSMiddleware, service.origins, methods, ("Authorization", "Content-Type"))
+    cors = Middleware(CORSMiddleware, service.origins, methods, ("*",), expose_headers=("X-Request-Id", "Retry-After"))
     return Starlette(
         routes=[Mount(prefix, routes=served)] if prefix else served,
         middleware=[*outside, cors] if service.origins else outside,
